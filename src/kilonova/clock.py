@@ -1,0 +1,53 @@
+"""Time as a parameter.  Everything that tells or spends time takes a Clock.
+
+Moments are whole microseconds since 1970 (UTC): one number in records, on the bus and in the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+SECOND = 1_000_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock(Protocol):
+    def now(self) -> int:
+        """Microseconds since 1970, UTC."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> int:
+        return time.time_ns() // 1000
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def iso_z(moment: int) -> str:
+    """``2026-11-24T01:02:03Z``, as Nova renders times."""
+    return (_EPOCH + timedelta(seconds=moment // SECOND)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_micro(moment: int) -> str:
+    """``2026-11-24T01:02:03.000000``, as Nova's extensions render times (no zone)."""
+    return (_EPOCH + timedelta(microseconds=moment)).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def parse_iso(text: str) -> int:
+    """The moment that an ISO 8601 text names; a text without a zone is UTC.
+
+    Raises ValueError.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1)

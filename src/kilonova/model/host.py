@@ -1,0 +1,60 @@
+"""Compute hosts: what they have and how they are."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """One resource class of a provider, in placement's words."""
+
+    total: int
+    reserved: int = 0
+    min_unit: int = 1
+    max_unit: int = 2147483647
+    step_size: int = 1
+    allocation_ratio: float = 1.0
+
+    @property
+    def capacity(self) -> int:
+        return int((self.total - self.reserved) * self.allocation_ratio)
+
+
+class HostReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent says of its host when it starts and whenever it changes."""
+
+    host: str
+    compute_id: str  # the uuid of the compute node and of its resource provider
+    hypervisor_hostname: str
+    hypervisor_type: str
+    hypervisor_version: int
+    host_ip: str
+    inventories: dict[str, Inventory]
+    traits: tuple[str, ...] = ()
+    cpu_info: dict[str, object] = {}
+    details: dict[str, str] = {}  # e.g. datapath_type, which the network service copies into bindings
+    started_at: int = 0
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """A compute service and its node, as the controller knows them."""
+
+    id: int
+    service_uuid: str
+    compute_id: str
+    host: str
+    hypervisor_hostname: str
+    hypervisor_type: str
+    hypervisor_version: int
+    host_ip: str
+    availability_zone: str | None = None
+    disabled: bool = False
+    disabled_reason: str | None = None
+    forced_down: bool = False
+    last_seen_at: int = 0
+    report_count: int = 0
+    created_at: int = 0
+    updated_at: int | None = None
+    cpu_info: dict[str, object] = {}
+    details: dict[str, str] = {}
+    started_at: int = 0

@@ -1,0 +1,143 @@
+"""Options, by oslo.config: names of nova.conf where the meaning is the same.
+
+``load`` reads a file and gives a frozen record; nothing else in the house knows oslo.config.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from oslo_config import cfg
+
+DEFAULT = [
+    cfg.StrOpt("host", help="Name of this compute host; default: the machine's host name."),
+    cfg.StrOpt("my_ip", default="127.0.0.1", help="Address of this host."),
+    cfg.StrOpt("default_availability_zone", default="nova"),
+    cfg.StrOpt("default_schedule_zone"),
+    cfg.StrOpt("instance_name_template", default="instance-%08x"),
+    cfg.FloatOpt("cpu_allocation_ratio", default=4.0),
+    cfg.FloatOpt("ram_allocation_ratio", default=1.0),
+    cfg.FloatOpt("disk_allocation_ratio", default=1.0),
+    cfg.IntOpt("reserved_host_memory_mb", default=512),
+    cfg.IntOpt("reserved_host_disk_mb", default=0),
+    cfg.IntOpt("reserved_host_cpus", default=0),
+    cfg.IntOpt("max_concurrent_builds", default=10),
+    cfg.IntOpt("shutdown_timeout", default=60, help="Seconds a guest has to shut itself down."),
+    cfg.IntOpt("service_down_time", default=60),
+    cfg.IntOpt("report_interval", default=10),
+    cfg.IntOpt("vif_plugging_timeout", default=300),
+    cfg.BoolOpt("vif_plugging_is_fatal", default=True),
+    cfg.IntOpt("instance_build_timeout", default=600),
+    cfg.BoolOpt("force_config_drive", default=False),
+    cfg.StrOpt("dhcp_domain", default="novalocal"),
+]
+API = [
+    cfg.IntOpt("max_limit", default=1000),
+    cfg.StrOpt("compute_link_prefix"),
+]
+QUOTA = [
+    cfg.IntOpt("instances", default=10),
+    cfg.IntOpt("cores", default=20),
+    cfg.IntOpt("ram", default=51200),
+    cfg.IntOpt("metadata_items", default=128),
+    cfg.IntOpt("injected_files", default=5),
+    cfg.IntOpt("injected_file_content_bytes", default=10240),
+    cfg.IntOpt("injected_file_path_length", default=255),
+    cfg.IntOpt("key_pairs", default=100),
+    cfg.IntOpt("server_groups", default=10),
+    cfg.IntOpt("server_group_members", default=10),
+]
+SCHEDULER = [cfg.IntOpt("max_attempts", default=3, min=1)]
+LIBVIRT = [
+    cfg.StrOpt("virt_type", default="auto", choices=("auto", "kvm", "qemu")),
+    cfg.StrOpt("connection_uri", default="qemu:///system"),
+    cfg.StrOpt("cpu_mode", choices=("host-model", "host-passthrough", "maximum", "custom", "none")),
+    cfg.ListOpt("cpu_models", default=[]),
+    cfg.StrOpt("hw_machine_type", default="pc"),
+    cfg.IntOpt("tb_cache_size", help="MiB of TCG translation cache a guest may use."),
+    cfg.IntOpt("wait_soft_reboot_seconds", default=120),
+]
+VNC = [cfg.BoolOpt("enabled", default=True), cfg.StrOpt("server_listen", default="127.0.0.1")]
+OVS = [
+    cfg.StrOpt("ovsdb_connection", default="unix:/run/openvswitch/db.sock"),
+    cfg.StrOpt("integration_bridge", default="br-int"),
+    cfg.StrOpt("datapath_type", default="auto", choices=("auto", "system", "netdev")),
+]
+FAKE = [
+    cfg.IntOpt("vcpus", default=100_000, help="What the fake host has."),
+    cfg.IntOpt("memory_mb", default=400_000_000),
+    cfg.IntOpt("disk_gb", default=60_000_000),
+    cfg.FloatOpt("delay", default=0.0, help="Seconds that every verb of the fake hypervisor takes."),
+]
+JOURNAL = [
+    cfg.FloatOpt("lease", default=30.0, help="Seconds until another controller takes over from a dead one."),
+    cfg.IntOpt("concurrency", default=256, help="Operations that one controller runs at a time."),
+]
+GROUPS = {
+    None: DEFAULT,
+    "api": API,
+    "quota": QUOTA,
+    "scheduler": SCHEDULER,
+    "libvirt": LIBVIRT,
+    "vnc": VNC,
+    "ovs": OVS,
+    "fake": FAKE,
+    "journal": JOURNAL,
+}
+
+PORTS = {
+    "identity": 5000,
+    "compute": 8774,
+    "placement": 8778,
+    "image": 9292,
+    "network": 9696,
+}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process was told: the command line's part, and the file's by group."""
+
+    state_dir: Path
+    driver: str = "libvirt"
+    listen: str = "127.0.0.1"
+    port_offset: int = 0
+    config_file: Path | None = None
+    options: dict[str, dict[str, object]] = {}
+
+    def port(self, service: str) -> int:
+        return PORTS[service] + self.port_offset
+
+    def url(self, service: str) -> str:
+        return f"http://{self.listen}:{self.port(service)}"
+
+    def text(self, name: str, group: str = "DEFAULT") -> str:
+        value = self.options[group][name]
+        return "" if value is None else str(value)
+
+    def number(self, name: str, group: str = "DEFAULT") -> int:
+        value = self.options[group][name]
+        assert isinstance(value, int), f"[{group}]{name} is no whole number"
+        return value
+
+    def real(self, name: str, group: str = "DEFAULT") -> float:
+        value = self.options[group][name]
+        assert isinstance(value, (int, float)), f"[{group}]{name} is no number"
+        return float(value)
+
+    def flag(self, name: str, group: str = "DEFAULT") -> bool:
+        return bool(self.options[group][name])
+
+
+def read_options(config_file: Path | None) -> dict[str, dict[str, object]]:
+    """All options by group, with defaults filled in.  Raises oslo_config.cfg.Error for a bad file."""
+    conf = cfg.ConfigOpts()
+    for group, options in GROUPS.items():
+        conf.register_opts(options, group=group)
+    files = [str(config_file)] if config_file else []
+    conf([], project="kilonova", default_config_files=files, default_config_dirs=[])
+    result: dict[str, dict[str, object]] = {}
+    for group, options in GROUPS.items():
+        source = conf if group is None else conf[group]
+        result[group or "DEFAULT"] = {option.dest: source[option.dest] for option in options}
+    return result
