@@ -1,0 +1,432 @@
+"""One walk over an operation's steps, forwards and, when one fails, backwards."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from kilonova import errors
+from kilonova.clock import SECOND
+from kilonova.db.engine import DatabaseUnavailable, Tx
+from kilonova.journal import statements as sql
+from kilonova.journal.model import SIGNAL_FAILED, Done, Kind, Run, Step, StoredError, Wait
+
+if TYPE_CHECKING:
+    from kilonova.journal.runner import Runner
+
+log = structlog.get_logger("kilonova.journal")
+
+PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
+LONGEST_PAUSE = 10.0
+UNDO_ATTEMPTS = 30  # about four minutes; then an operator is asked for
+
+_AGAIN = (errors.TryAgain, DatabaseUnavailable)
+
+
+class Cancelled(errors.KilonovaError):
+    """Somebody asked for this operation to be undone."""
+
+
+class Walk:
+    """Takes a claimed operation as far as it goes: to its end, to a wait, or to a lost lease."""
+
+    def __init__(self, runner: Runner, run: Run) -> None:
+        self.runner = runner
+        self.run = run
+        self.row = run.action
+        self.operation = runner.operations[run.action.operation]
+
+    async def go(self) -> None:
+        """Raises LostLease when another runner has taken over."""
+        while self.row.open:
+            if self.row.state == "unwinding":
+                again = await self._unwind()
+            else:
+                again = await self._forward()
+            if not again:
+                return
+
+    # ---- forwards ----
+
+    async def _forward(self) -> bool:
+        """Do steps until the end, a failure (True: unwind it) or a wait (False)."""
+        while self.row.cursor < len(self.row.plan):
+            step = self._step(self.row.plan[self.row.cursor])
+            if step is None:
+                await self._attention("unknown step")
+                return False
+            started = self.runner.clock.now()
+            try:
+                if self.row.cancel and not self._past_pivot():
+                    raise Cancelled("Undone, because the server is being deleted.")
+                result = await self._do(step)
+                if isinstance(result, Wait):
+                    if not await self._wait(step, result, started):
+                        return False
+                    continue
+                await self._advance(step, result, started)
+            except (errors.LostLease, asyncio.CancelledError, DatabaseUnavailable):
+                raise
+            except Exception as error:
+                return await self._fail(step, error, started)
+            self._tell(step.name, "done")
+        return False
+
+    def _step(self, name: str) -> Step | None:
+        try:
+            return self.operation.step(name)
+        except KeyError:
+            return None
+
+    async def _do(self, step: Step) -> Done | Wait:
+        """The step's ``do``, repeated with back-off while only the moment is wrong."""
+        attempt = 0
+        self._tell(step.name, "do")
+        while True:
+            try:
+                return await self._interruptibly(step)
+            except _AGAIN as error:
+                if self._expired() and not self._past_pivot():
+                    raise errors.Failed(f"'{step.name}' did not succeed before the deadline: {error}") from error
+                if self._expired() and attempt >= UNDO_ATTEMPTS:
+                    raise
+                log.info("step is repeated", action=self.row.id, step=step.name, error=str(error))
+            await self.runner.clock.sleep(_pause(attempt))
+            attempt += 1
+            if self.row.cancel and not self._past_pivot():
+                raise Cancelled("Undone, because the server is being deleted.")
+
+    async def _interruptibly(self, step: Step) -> Done | Wait:
+        run = self.run
+        if not step.interruptible or self._past_pivot():
+            return await step.do(run)
+        run.interruptible = True
+        try:
+            return await step.do(run)
+        except asyncio.CancelledError:
+            if not run.interrupted or self.runner.stopping:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            raise Cancelled("Undone, because the server is being deleted.") from None
+        finally:
+            run.interruptible = False
+            run.interrupted = False
+
+    async def _advance(self, step: Step, done: Done, started: int) -> None:
+        """Commit a finished step; the last one ends the operation in the same commit."""
+        row, now = self.row, self.runner.clock.now()
+        last = row.cursor + 1 == len(row.plan)
+        if done.output is not None:
+            row.outputs[step.name] = done.output
+
+        def commit(tx: Tx) -> bool:
+            if last:
+                cancel = self._settle(tx, now, cursor=row.cursor + 1, state="done", open=False)
+                if tx.one(sql.OPEN_OF, uuid=row.instance_uuid) is not None:
+                    tx.call_after_commit(self.runner.wake)
+            else:
+                cancel = self._move(tx, now, row.cursor + 1)
+            row.cancel = row.cancel or cancel
+            if done.changes:
+                self.operation.apply(tx, self.run, done.changes)
+            if done.write is not None:
+                done.write(tx)
+            sql.add_event(
+                tx,
+                row,
+                step=step.name,
+                phase="do",
+                event=step.event or step.name,
+                started=started,
+                finished=now,
+                host=done.host,
+            )
+            return cancel
+
+        await self.runner.db.write(commit)
+        row.cursor += 1
+        if last:
+            row.open = False
+            row.state = "done"
+
+    def _move(self, tx: Tx, now: int, cursor: int) -> bool:
+        """Move the cursor and renew the lease; says whether a cancel has come.  Raises LostLease."""
+        row = self.row
+        found = tx.one(
+            sql.ADVANCE,
+            action_id=row.id,
+            me=self.runner.owner,
+            my_epoch=row.epoch,
+            new_cursor=cursor,
+            new_outputs=sql.encode(row.outputs),
+            now=now,
+            lease=self.runner.lease,
+        )
+        if found is None:
+            raise errors.LostLease(f"operation {row.id}")
+        return bool(found[0])
+
+    def _settle(self, tx: Tx, now: int, **new: Any) -> bool:
+        """Write the operation's whole position.  Raises LostLease."""
+        row = self.row
+        still_open = new.get("open", True)
+        error = new.get("error", row.error)
+        found = tx.one(
+            sql.SETTLE,
+            action_id=row.id,
+            me=self.runner.owner,
+            my_epoch=row.epoch,
+            new_cursor=new.get("cursor", row.cursor),
+            new_floor=new.get("floor", row.floor),
+            new_round=new.get("round", row.round),
+            new_state=new.get("state", row.state),
+            still_open=still_open,
+            new_error=None if error is None else sql.encode(error),
+            new_outputs=sql.encode(row.outputs),
+            new_message=new.get("message", row.message),
+            finished=None if still_open else now,
+            now=now,
+            keep=new.get("keep", still_open),
+            lease=self.runner.lease,
+            new_wake_at=new.get("wake_at", 0),
+        )
+        if found is None:
+            raise errors.LostLease(f"operation {row.id}")
+        return bool(found[0])
+
+    async def _wait(self, step: Step, wait: Wait, started: int) -> bool:
+        """Consume the signals if they are all there, else sleep until one comes (False)."""
+        row, now = self.row, self.runner.clock.now()
+        since = row.outputs.setdefault(f"{step.name}.since.{row.round}", started)
+        until = since + int(wait.timeout * SECOND)
+
+        def look(tx: Tx) -> tuple[bool, set[tuple[str, str]], bool]:
+            delivered: dict[tuple[str, str], str] = {}
+            for _, name, tag, status in tx.all(sql.SIGNALS_OF, uuid=row.instance_uuid):
+                delivered[(name, tag)] = status
+            bad = {key for key in wait.signals if delivered.get(key) == SIGNAL_FAILED}
+            missing = {key for key in wait.signals if key not in delivered}
+            if bad or (missing and now >= until):
+                return False, bad or missing, True
+            if missing:
+                self._settle(tx, now, state="waiting", keep=False, wake_at=min(until, row.deadline_at))
+                return False, missing, False
+            tx.run(sql.DROP_SIGNALS, uuid=row.instance_uuid)
+            self._move(tx, now, row.cursor + 1)
+            sql.add_event(
+                tx,
+                row,
+                step=step.name,
+                phase="do",
+                event=step.event or step.name,
+                started=since,
+                finished=now,
+            )
+            return True, set(), False
+
+        complete, missing, late = await self.runner.db.write(look)
+        if complete:
+            row.cursor += 1
+            return True
+        if not late:
+            return False
+        problem = wait.late(missing)
+        if problem is not None:
+            raise problem
+        await self._advance(step, Done(), since)
+        return True
+
+    # ---- failing ----
+
+    async def _fail(self, step: Step, error: Exception, started: int) -> bool:
+        """Record why the step failed and turn round; True if there is something to unwind or to retry."""
+        row, now = self.row, self.runner.clock.now()
+        if self._past_pivot():
+            log.error("a step after the point of no return fails", action=row.id, step=step.name, exc_info=error)
+            await self._attention(str(error))
+            return False
+        stored = _stored(error, step, self.operation.host_of(self.run))
+        floor = self._floor_for(error)
+        if not isinstance(error, errors.KilonovaError):
+            log.error("step failed unexpectedly", action=row.id, step=step.name, exc_info=error)
+
+        def commit(tx: Tx) -> None:
+            self._settle(tx, now, state="unwinding", error=stored, floor=floor)
+            sql.add_event(
+                tx,
+                row,
+                step=step.name,
+                phase="do",
+                event=step.event or step.name,
+                started=started,
+                finished=now,
+                result="Error",
+                traceback=stored.traceback,
+                host=stored.host,
+                details=stored.message,
+            )
+
+        await self.runner.db.write(commit)
+        row.state, row.error, row.floor = "unwinding", stored, floor
+        self._tell(step.name, "failed")
+        return True
+
+    def _floor_for(self, error: Exception) -> int:
+        """Where unwinding stops: at the retry group, if another host may still do, else at the start."""
+        operation, row = self.operation, self.row
+        if not isinstance(error, errors.HostFault) or operation.retry_from is None or row.cancel:
+            return 0
+        if row.round >= operation.max_rounds(self.run) or self._expired():
+            return 0
+        return row.plan.index(operation.retry_from) + 1  # 0 is kept for "to the start"
+
+    def _past_pivot(self) -> bool:
+        for name in self.row.plan[: self.row.cursor + 1]:
+            step = self._step(name)
+            if step is not None and step.kind is Kind.RETRIABLE:
+                return True
+            if step is not None and step.kind is Kind.PIVOT and self.row.plan.index(name) < self.row.cursor:
+                return True
+        return False
+
+    def _expired(self) -> bool:
+        return self.runner.clock.now() >= self.row.deadline_at
+
+    async def _attention(self, reason: str) -> None:
+        """Stop and ask for an operator; listed, logged, never silent."""
+        row, now = self.row, self.runner.clock.now()
+        log.critical(
+            "operation needs attention",
+            action=row.id,
+            operation=row.operation,
+            instance=row.instance_uuid,
+            step=row.plan[row.cursor] if row.cursor < len(row.plan) else None,
+            reason=reason,
+        )
+        await self.runner.db.write(
+            lambda tx: self._settle(tx, now, state="attention", keep=False, wake_at=sql.FOREVER)
+        )
+        row.open = False  # for this walk
+
+    # ---- backwards ----
+
+    async def _unwind(self) -> bool:
+        """Undo from the cursor down to the floor; True if steps are then to be tried again."""
+        row = self.row
+        lowest = max(row.floor - 1, 0)
+        while row.cursor >= lowest:
+            step = self._step(row.plan[row.cursor]) if row.cursor < len(row.plan) else None
+            if step is not None and step.undo is not None:
+                started = self.runner.clock.now()
+                done = await self._undo(step)
+                if done is None:
+                    return False
+                await self._retreat(step, done, started)
+                self._tell(step.name, "undone")
+            else:
+                row.cursor -= 1
+        if row.floor:
+            await self._next_round(lowest)
+            return True
+        await self._give_up()
+        return False
+
+    async def _undo(self, step: Step) -> Done | None:
+        """The step's ``undo``, repeated with back-off; None when it needs an operator."""
+        assert step.undo is not None
+        self._tell(step.name, "undo")
+        for attempt in range(UNDO_ATTEMPTS):
+            try:
+                return await step.undo(self.run)
+            except (asyncio.CancelledError, errors.LostLease):
+                raise
+            except Exception as error:
+                log.warning("undo is repeated", action=self.row.id, step=step.name, error=repr(error))
+                reason = str(error)
+            await self.runner.clock.sleep(_pause(attempt))
+        await self._attention(f"undoing '{step.name}': {reason}")
+        return None
+
+    async def _retreat(self, step: Step, done: Done, started: int) -> None:
+        row, now = self.row, self.runner.clock.now()
+
+        def commit(tx: Tx) -> None:
+            self._move(tx, now, row.cursor - 1)
+            if done.changes:
+                self.operation.apply(tx, self.run, done.changes)
+            if done.write is not None:
+                done.write(tx)
+            sql.add_event(
+                tx,
+                row,
+                step=step.name,
+                phase="undo",
+                event=f"{step.event or step.name}_undo",
+                started=started,
+                finished=now,
+                host=done.host,
+            )
+
+        await self.runner.db.write(commit)
+        row.cursor -= 1
+
+    async def _next_round(self, start: int) -> None:
+        row, now = self.row, self.runner.clock.now()
+        tried = row.outputs.setdefault("tried", {})
+        assert row.error is not None
+        if row.error.host:
+            tried[row.error.host] = row.error.message
+        for name in row.plan[start:]:
+            row.outputs.pop(name, None)
+
+        def commit(tx: Tx) -> None:
+            self._settle(tx, now, cursor=start, floor=0, round=row.round + 1, state="running", error=None)
+
+        await self.runner.db.write(commit)
+        row.cursor, row.floor, row.state, row.error = start, 0, "running", None
+        row.round += 1
+
+    async def _give_up(self) -> None:
+        """All is undone: leave the instance as it shall be and close the operation, in one commit."""
+        row, now = self.row, self.runner.clock.now()
+        assert row.error is not None
+        error = row.error
+
+        def commit(tx: Tx) -> None:
+            cancel = self._settle(tx, now, cursor=0, state="failed", open=False, message="Error")
+            error.cancelled = error.cancelled or cancel
+            self.operation.failed(tx, self.run, error)
+            if tx.one(sql.OPEN_OF, uuid=row.instance_uuid) is not None:
+                tx.call_after_commit(self.runner.wake)
+
+        await self.runner.db.write(commit)
+        row.open, row.state = False, "failed"
+
+    def _tell(self, step: str, what: str) -> None:
+        if self.runner.on_step is not None:
+            self.runner.on_step(self.row, step, what)
+
+
+def _pause(attempt: int) -> float:
+    """Back-off with jitter, in seconds."""
+    longest: float = min(PAUSE * 2**attempt, LONGEST_PAUSE)
+    return longest * random.uniform(0.5, 1.0)
+
+
+def _stored(error: Exception, step: Step, host: str | None) -> StoredError:
+    known = isinstance(error, errors.KilonovaError)
+    return StoredError(
+        kind=type(error).__name__,
+        message=str(error) if known else f"Unexpected fault in '{step.name}': {type(error).__name__}.",
+        step=step.name,
+        host=host,
+        traceback="" if isinstance(error, Cancelled) else "".join(traceback.format_exception(error)),
+        reasons=getattr(error, "reasons", {}),
+        cancelled=isinstance(error, Cancelled),
+    )
