@@ -18,7 +18,7 @@ from kilonova.db.tables.compute import instances
 from kilonova.model.flavor import Flavor
 from kilonova.model.instance import Fault, ImageMeta, Instance
 from kilonova.model.port import Vif
-from kilonova.model.states import Vm
+from kilonova.model.states import Power, Vm
 
 
 class _Any:
@@ -55,6 +55,7 @@ MARK_DELETED = Statement(
     .values(
         vm_state=Vm.DELETED,
         task_state=None,
+        power_state=Power.NOSTATE,
         deleted_at=bindparam("now"),
         terminated_at=bindparam("now"),
         updated_at=bindparam("now"),

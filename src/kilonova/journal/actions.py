@@ -43,9 +43,7 @@ def list_actions(
         found = show_action(tx, instance_uuid, marker)
         if found is None:
             raise NotFound(f"marker [{marker}] not found")
-        query = query.where(
-            tuple_(actions.c.start_time, actions.c.id) < tuple_(found.start_time, found.id)
-        )
+        query = query.where(tuple_(actions.c.start_time, actions.c.id) < tuple_(found.start_time, found.id))
     if changes_since is not None:
         query = query.where(actions.c.updated_at >= changes_since)
     if changes_before is not None:

@@ -110,6 +110,10 @@ class Journal:
         if tx.run(sql.WAKE, uuid=instance_uuid):
             tx.call_after_commit(self._runner.wake)
 
+    def is_busy(self, tx: Tx, instance_uuid: str) -> bool:
+        """Whether an operation of the instance is not finished."""
+        return tx.one(sql.OPEN_OF, uuid=instance_uuid) is not None
+
     def drop_signals(self, tx: Tx, instance_uuid: str) -> None:
         """Forget what was delivered: nobody will wait for it any more."""
         tx.run(sql.DROP_SIGNALS, uuid=instance_uuid)
@@ -147,15 +151,19 @@ class Journal:
             new_message="Error" if verb == "abandon" else row.message,
         )
         if not changed:
-            raise Conflict(f"The operation {action_id} is {row.state}: only one in 'attention' is resolved by hand.")
+            raise Conflict(
+                f"The operation {action_id} is {row.state}: only one in 'attention' is resolved by hand."
+            )
         sql.add_event(
             tx,
             row,
-            step=f"{verb} {row.plan[row.cursor]} {now}",
-            phase="operator",
-            event=f"operator_{verb}",
-            started=now,
-            finished=now,
-            details=f"{operator} chose to {verb} the step '{row.plan[row.cursor]}'.",
+            sql.Event(
+                step=f"{verb} {row.plan[row.cursor]} {now}",
+                phase="operator",
+                event=f"operator_{verb}",
+                started=now,
+                finished=now,
+                details=f"{operator} chose to {verb} the step '{row.plan[row.cursor]}'.",
+            ),
         )
         tx.call_after_commit(self._runner.wake)

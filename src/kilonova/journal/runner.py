@@ -171,4 +171,3 @@ class Runner:
 
     def _renew(self, tx: Tx) -> None:
         tx.run(sql.HEARTBEAT, me=self.owner, lease=self.lease)
-

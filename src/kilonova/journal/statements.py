@@ -1,7 +1,10 @@
-"""The journal's SQL.  A runner's every write carries its owner and epoch: who lost the lease writes nothing."""
+"""The journal's SQL.  A runner's every write carries its owner and epoch: who lost the lease writes
+nothing.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -104,14 +107,18 @@ HEARTBEAT = Statement(
     .values(lease_until=db_now() + bindparam("lease"))
 )
 RELEASE = Statement(
-    update(actions).where(actions.c.open, actions.c.owner == bindparam("me")).values(owner=None, lease_until=0)
+    update(actions)
+    .where(actions.c.open, actions.c.owner == bindparam("me"))
+    .values(owner=None, lease_until=0)
 )
 RELEASE_ALL = Statement(
     update(actions).where(actions.c.open, actions.c.owner.is_not(None)).values(owner=None, lease_until=0)
 )
 CANCEL = Statement(
     update(actions)
-    .where(actions.c.open, actions.c.instance_uuid == bindparam("uuid"), actions.c.operation != bindparam("but"))
+    .where(
+        actions.c.open, actions.c.instance_uuid == bindparam("uuid"), actions.c.operation != bindparam("but")
+    )
     .values(cancel=True, wake_at=case((actions.c.state == "waiting", db_now()), else_=actions.c.wake_at))
     .returning(actions.c.id)
 )
@@ -164,31 +171,33 @@ def encode(value: Any) -> str:
     return _json.encode(value).decode()
 
 
-def add_event(
-    tx: Tx,
-    action: ActionRow,
-    *,
-    step: str,
-    phase: str,
-    event: str,
-    started: int,
-    finished: int,
-    result: str = "Success",
-    traceback: str | None = None,
-    host: str | None = None,
-    details: str | None = None,
-) -> None:
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Event:
+    """What was done for an operation: one row of its log."""
+
+    step: str
+    phase: str  # do, undo, operator
+    event: str  # the name that users see
+    started: int
+    finished: int
+    result: str = "Success"
+    traceback: str | None = None
+    host: str | None = None
+    details: str | None = None
+
+
+def add_event(tx: Tx, action: ActionRow, event: Event) -> None:
     tx.run(
         EVENT,
         action_id=action.id,
-        step=step,
-        phase=phase,
+        step=event.step,
+        phase=event.phase,
         round=action.round,
-        event=event,
-        start_time=started,
-        finish_time=finished,
-        result=result,
-        traceback=traceback,
-        host=host,
-        details=details,
+        event=event.event,
+        start_time=event.started,
+        finish_time=event.finished,
+        result=event.result,
+        traceback=event.traceback,
+        host=event.host,
+        details=event.details,
     )

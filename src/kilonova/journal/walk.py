@@ -24,6 +24,8 @@ PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
 LONGEST_PAUSE = 10.0
 UNDO_ATTEMPTS = 30  # about four minutes; then an operator is asked for
 
+CANCELLED = "Undone, because the server is being deleted."
+
 _AGAIN = (errors.TryAgain, DatabaseUnavailable)
 
 
@@ -62,16 +64,16 @@ class Walk:
             started = self.runner.clock.now()
             try:
                 if self.row.cancel and not self._past_pivot():
-                    raise Cancelled("Undone, because the server is being deleted.")
+                    raise Cancelled(CANCELLED)
                 result = await self._do(step)
                 if isinstance(result, Wait):
                     if not await self._wait(step, result, started):
                         return False
                     continue
                 await self._advance(step, result, started)
-            except (errors.LostLease, asyncio.CancelledError, DatabaseUnavailable):
+            except (errors.LostLease, DatabaseUnavailable):
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is the reason to unwind
                 return await self._fail(step, error, started)
             self._tell(step.name, "done")
         return False
@@ -83,22 +85,29 @@ class Walk:
             return None
 
     async def _do(self, step: Step) -> Done | Wait:
-        """The step's ``do``, repeated with back-off while only the moment is wrong."""
+        """The step's ``do``, repeated with back-off while only the moment is wrong.
+
+        After the pivot any failure is repeated until the deadline: there is no way back.
+        """
         attempt = 0
         self._tell(step.name, "do")
         while True:
             try:
                 return await self._interruptibly(step)
-            except _AGAIN as error:
-                if self._expired() and not self._past_pivot():
-                    raise errors.Failed(f"'{step.name}' did not succeed before the deadline: {error}") from error
-                if self._expired() and attempt >= UNDO_ATTEMPTS:
+            except (errors.LostLease, Cancelled):
+                raise
+            except Exception as error:
+                if not isinstance(error, _AGAIN) and not self._past_pivot():
                     raise
-                log.info("step is repeated", action=self.row.id, step=step.name, error=str(error))
+                if self._expired():
+                    raise errors.Failed(
+                        f"'{step.name}' did not succeed before the deadline: {error}"
+                    ) from error
+                log.info("step is repeated", action=self.row.id, step=step.name, error=repr(error))
             await self.runner.clock.sleep(_pause(attempt))
             attempt += 1
             if self.row.cancel and not self._past_pivot():
-                raise Cancelled("Undone, because the server is being deleted.")
+                raise Cancelled(CANCELLED)
 
     async def _interruptibly(self, step: Step) -> Done | Wait:
         run = self.run
@@ -113,7 +122,7 @@ class Walk:
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
-            raise Cancelled("Undone, because the server is being deleted.") from None
+            raise Cancelled(CANCELLED) from None
         finally:
             run.interruptible = False
             run.interrupted = False
@@ -140,12 +149,14 @@ class Walk:
             sql.add_event(
                 tx,
                 row,
-                step=step.name,
-                phase="do",
-                event=step.event or step.name,
-                started=started,
-                finished=now,
-                host=done.host,
+                sql.Event(
+                    step=step.name,
+                    phase="do",
+                    event=step.event or step.name,
+                    started=started,
+                    finished=now,
+                    host=done.host,
+                ),
             )
             return cancel
 
@@ -222,11 +233,13 @@ class Walk:
             sql.add_event(
                 tx,
                 row,
-                step=step.name,
-                phase="do",
-                event=step.event or step.name,
-                started=since,
-                finished=now,
+                sql.Event(
+                    step=step.name,
+                    phase="do",
+                    event=step.event or step.name,
+                    started=since,
+                    finished=now,
+                ),
             )
             return True, set(), False
 
@@ -248,7 +261,9 @@ class Walk:
         """Record why the step failed and turn round; True if there is something to unwind or to retry."""
         row, now = self.row, self.runner.clock.now()
         if self._past_pivot():
-            log.error("a step after the point of no return fails", action=row.id, step=step.name, exc_info=error)
+            log.error(
+                "a step after the point of no return fails", action=row.id, step=step.name, exc_info=error
+            )
             await self._attention(str(error))
             return False
         stored = _stored(error, step, self.operation.host_of(self.run))
@@ -261,15 +276,17 @@ class Walk:
             sql.add_event(
                 tx,
                 row,
-                step=step.name,
-                phase="do",
-                event=step.event or step.name,
-                started=started,
-                finished=now,
-                result="Error",
-                traceback=stored.traceback,
-                host=stored.host,
-                details=stored.message,
+                sql.Event(
+                    step=step.name,
+                    phase="do",
+                    event=step.event or step.name,
+                    started=started,
+                    finished=now,
+                    result="Error",
+                    traceback=stored.traceback,
+                    host=stored.host,
+                    details=stored.message,
+                ),
             )
 
         await self.runner.db.write(commit)
@@ -344,9 +361,9 @@ class Walk:
         for attempt in range(UNDO_ATTEMPTS):
             try:
                 return await step.undo(self.run)
-            except (asyncio.CancelledError, errors.LostLease):
+            except errors.LostLease:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - an undo is repeated whatever went wrong
                 log.warning("undo is repeated", action=self.row.id, step=step.name, error=repr(error))
                 reason = str(error)
             await self.runner.clock.sleep(_pause(attempt))
@@ -365,12 +382,14 @@ class Walk:
             sql.add_event(
                 tx,
                 row,
-                step=step.name,
-                phase="undo",
-                event=f"{step.event or step.name}_undo",
-                started=started,
-                finished=now,
-                host=done.host,
+                sql.Event(
+                    step=step.name,
+                    phase="undo",
+                    event=f"{step.event or step.name}_undo",
+                    started=started,
+                    finished=now,
+                    host=done.host,
+                ),
             )
 
         await self.runner.db.write(commit)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kilonova.clock import Clock
 from kilonova.db.engine import Database
+from kilonova.model.instance import Instance
 from kilonova.rpc.host import HostDirectory
 from kilonova.services.identity.port import Identity
 from kilonova.services.image.port import ImageService
@@ -33,3 +34,5 @@ class Cloud:
     hosts: HostDirectory
     scheduler: Scheduler
     journal: Journal
+    # The server and its injected files -> path on the drive -> content
+    config_drive: Callable[[Instance, tuple[tuple[str, bytes], ...]], dict[str, bytes]]

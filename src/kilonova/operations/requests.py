@@ -8,7 +8,7 @@ from kilonova.model.port import RequestedNetwork
 
 
 class CreateServer(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``POST /servers``.  ``networks`` None: the user named none; (): ``none``; ``auto`` says so itself."""
+    """One ``POST /servers``.  ``networks`` None: the user named none; (): ``none``."""
 
     name: str
     flavor_id: str

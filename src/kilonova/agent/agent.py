@@ -1,0 +1,233 @@
+"""The agent of one host: hands, without database or credentials.
+
+Guests outlive it; when it starts it finds them again in the hypervisor and reports what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from kilonova.agent.actor import Actor
+from kilonova.agent.ledger import Generations, Ledger
+from kilonova.clock import SECOND, Clock
+from kilonova.errors import Conflict, HostFault, NotFound
+from kilonova.model.host import HostReport
+from kilonova.model.port import Vif
+from kilonova.model.states import Power
+from kilonova.rpc.messages import Command, Diagnostics, GuestSpec, Observed
+from kilonova.vif.plugger import VifPlugger
+from kilonova.virt.driver import Driver, ImageSource
+
+log = structlog.get_logger("kilonova.agent")
+
+T = TypeVar("T")
+
+CONSOLE_LIMIT = 256 * 1024
+RETRY_SHUTDOWN = 10.0  # seconds between presses of the power button; Nova's shutdown_retry_interval
+
+Report = Callable[[Observed], Awaitable[None]]
+
+
+class Agent:
+    """Implements rpc.host.HostAgent on a driver and a plugger."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        plugger: VifPlugger,
+        images: ImageSource,
+        ledger: Ledger,
+        clock: Clock,
+        report: Report,
+        *,
+        max_concurrent_builds: int = 10,
+    ) -> None:
+        self.driver = driver
+        self._plugger = plugger
+        self._images = images
+        self._ledger = ledger
+        self._clock = clock
+        self._report = report
+        self._builds = asyncio.Semaphore(max_concurrent_builds or 1_000_000)
+        self._generations = Generations(clock)
+        self._actors: dict[str, Actor] = {}
+        self._quiet: set[str] = set()  # guests whose power changes are our own doing
+        self._reports: set[asyncio.Task[None]] = set()
+        self._off: dict[str, asyncio.Event] = {}
+
+    async def start_up(self) -> HostReport:
+        """Connect to the hypervisor, adopt its guests and say what the host has."""
+        await self.driver.open(self._power_event)
+        for uuid, state in (await self.driver.guests()).items():
+            await self._report(self._observed(uuid, state))
+        return await self.driver.report()
+
+    async def shut_down_agent(self) -> None:
+        """Let go of the hypervisor; guests run on."""
+        await asyncio.gather(*self._reports, return_exceptions=True)
+        await self.driver.close()
+        self._ledger.close()
+
+    # ---- verbs ----
+
+    async def prepare(self, command: Command, guest: GuestSpec) -> None:
+        async def verb() -> None:
+            async with self._builds:
+                await self.driver.prepare(guest, self._images)
+
+        await self._actor(guest.uuid, verb)
+
+    async def plug(self, command: Command, guest: GuestSpec) -> None:
+        async def verb() -> None:
+            for vif in guest.vifs:
+                await self._plugger.plug(vif, guest.uuid, guest.name)
+
+        await self._actor(guest.uuid, verb)
+
+    async def start(self, command: Command, guest: GuestSpec, *, paused: bool) -> Observed:
+        async def verb() -> Observed:
+            await self.driver.start(guest, paused=paused)
+            return await self._look(guest.uuid)
+
+        return await self._quietly(guest.uuid, verb)
+
+    async def resume(self, command: Command, uuid: str) -> Observed:
+        async def verb() -> Observed:
+            await self.driver.resume(uuid)
+            return await self._look(uuid)
+
+        return await self._quietly(uuid, verb)
+
+    async def shut_down(self, command: Command, uuid: str, *, timeout: float, clean: bool) -> Observed:
+        async def verb() -> Observed:
+            if clean and timeout > 0:
+                await self._ask_to_shut_down(uuid, timeout)
+            await self.driver.power_off(uuid)
+            return await self._look(uuid)
+
+        return await self._quietly(uuid, verb)
+
+    async def reboot(self, command: Command, guest: GuestSpec, *, hard: bool, timeout: float) -> Observed:
+        done = self._ledger.result(command.id)
+        if done is not None:
+            return done
+
+        async def verb() -> Observed:
+            if hard or not await self._soft_reboot(guest.uuid):
+                await self._hard_reboot(guest)
+            observed = await self._look(guest.uuid)
+            self._ledger.record(command.id, observed)
+            return observed
+
+        return await self._quietly(guest.uuid, verb)
+
+    async def destroy(self, command: Command, uuid: str) -> None:
+        await self._quietly(uuid, lambda: self.driver.undefine(uuid), urgent=True)
+
+    async def unplug(self, command: Command, uuid: str, vifs: tuple[Vif, ...]) -> None:
+        async def verb() -> None:
+            for vif in vifs:
+                await self._plugger.unplug(vif, uuid, "")
+
+        await self._actor(uuid, verb)
+
+    async def discard(self, command: Command, uuid: str) -> None:
+        await self._actor(uuid, lambda: self.driver.discard(uuid), urgent=True)
+
+    async def observe(self, uuid: str) -> Observed:
+        return await self._look(uuid)
+
+    async def console_output(self, uuid: str) -> bytes:
+        return await self.driver.console_output(uuid, CONSOLE_LIMIT)
+
+    async def diagnostics(self, uuid: str) -> Diagnostics:
+        state = await self.driver.power_state(uuid)
+        if state != Power.RUNNING:
+            raise Conflict(f"Cannot 'get_diagnostics' instance {uuid} while it is in power state {state}")
+        return await self.driver.diagnostics(uuid)
+
+    # ---- inside ----
+
+    async def _ask_to_shut_down(self, uuid: str, timeout: float) -> None:
+        """Press the power button until the guest is off or its time is up (Nova's graceful shutdown)."""
+        off = self._off.setdefault(uuid, asyncio.Event())
+        off.clear()
+        until = self._clock.now() + int(timeout * SECOND)
+        try:
+            while self._clock.now() < until:
+                if await self.driver.power_state(uuid) not in (Power.RUNNING, Power.PAUSED):
+                    return
+                await self.driver.request_shutdown(uuid)
+                pause = min(RETRY_SHUTDOWN, (until - self._clock.now()) / SECOND)
+                waits = asyncio.ensure_future(off.wait())
+                sleeps = asyncio.ensure_future(self._clock.sleep(max(pause, 0.0)))
+                try:
+                    await asyncio.wait({waits, sleeps}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waits.cancel()
+                    sleeps.cancel()
+                if off.is_set():
+                    return
+            log.info("guest did not shut down in time and is turned off", instance=uuid, timeout=timeout)
+        finally:
+            self._off.pop(uuid, None)
+
+    async def _soft_reboot(self, uuid: str) -> bool:
+        if await self.driver.power_state(uuid) != Power.RUNNING:
+            return False
+        if await self.driver.request_reboot(uuid):
+            return True
+        log.info("guest did not reboot by itself and is reset", instance=uuid)
+        return False
+
+    async def _hard_reboot(self, guest: GuestSpec) -> None:
+        await self.driver.power_off(guest.uuid)
+        for vif in guest.vifs:
+            await self._plugger.plug(vif, guest.uuid, guest.name)
+        await self.driver.start(guest, paused=False)
+
+    async def _look(self, uuid: str) -> Observed:
+        return self._observed(uuid, await self.driver.power_state(uuid))
+
+    def _observed(self, uuid: str, state: int) -> Observed:
+        return Observed(uuid=uuid, power_state=state, generation=self._generations.next())
+
+    async def _actor(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
+        actor = self._actors.get(uuid)
+        if actor is None:
+            actor = self._actors[uuid] = Actor()
+        try:
+            return await actor.run(verb, urgent=urgent)
+        except NotFound as error:
+            raise HostFault(str(error)) from error
+        finally:
+            if actor.waiting == 0:
+                self._actors.pop(uuid, None)
+
+    async def _quietly(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
+        """Run a verb that changes the power itself: its events say nothing new."""
+        self._quiet.add(uuid)
+        try:
+            return await self._actor(uuid, verb, urgent=urgent)
+        finally:
+            self._quiet.discard(uuid)
+
+    def _power_event(self, uuid: str, state: int) -> None:
+        """The hypervisor says that a guest's power has changed."""
+        if state not in (Power.RUNNING, Power.PAUSED) and uuid in self._off:
+            self._off[uuid].set()
+        if uuid not in self._quiet:
+            task = asyncio.create_task(self._report_change(uuid))
+            self._reports.add(task)
+            task.add_done_callback(self._reports.discard)
+
+    async def _report_change(self, uuid: str) -> None:
+        """Report what is so now: an event that has been overtaken is worth nothing."""
+        try:
+            await self._report(await self._look(uuid))
+        except Exception:
+            log.error("power change not reported; the next look will tell", instance=uuid, exc_info=True)

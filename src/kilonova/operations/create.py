@@ -1,0 +1,185 @@
+"""Accepting a create request: look-ups and checks first, then one write that makes the servers, books the
+quota and writes the operations down.  The ids in the answer are durable.
+"""
+
+from __future__ import annotations
+
+from kilonova.db import flavors, instances, keypairs, quotas
+from kilonova.db.engine import Tx
+from kilonova.errors import Conflict, Invalid, OverQuota
+from kilonova.model.context import RequestContext
+from kilonova.model.flavor import Flavor
+from kilonova.model.image import Image
+from kilonova.model.instance import ImageMeta, Instance
+from kilonova.model.states import GUARDS, Vm
+from kilonova.operations import create_checks as checks
+from kilonova.operations.cloud import Cloud
+from kilonova.operations.create_steps import CREATE, CreateParams
+from kilonova.operations.requests import CreateServer
+
+
+class _Facts:
+    """What one look into the database told."""
+
+    def __init__(
+        self, tx: Tx, context: RequestContext, request: CreateServer, defaults: dict[str, int]
+    ) -> None:
+        project = context.project_id
+        assert project is not None
+        self.flavor = flavors.show(tx, request.flavor_id)
+        self.key = keypairs.show(tx, context.user_id, request.key_name) if request.key_name else None
+        self.limits = quotas.effective_limits(tx, project, context.user_id, defaults)
+
+
+async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -> list[Instance]:
+    """The servers, building.  Raises Invalid, Conflict, Forbidden or OverQuota, and makes nothing then."""
+    if context.project_id is None:
+        raise Invalid("A server belongs to a project: use a token that is scoped to one.")
+    defaults = {name: int(str(value)) for name, value in cloud.settings.options["quota"].items()}
+    facts = await cloud.db.read(lambda tx: _Facts(tx, context, request, defaults))
+    flavor = checks.check_flavor(facts.flavor, request, context)
+    if request.key_name and facts.key is None:
+        raise Invalid("Invalid key_name provided.")
+    checks.check_user_data(request.user_data)
+    checks.check_metadata(request.metadata, facts.limits["metadata_items"])
+    checks.check_files(
+        request.personality, facts.limits["injected_files"], facts.limits["injected_file_content_bytes"]
+    )
+    zone, host, node = checks.parse_zone(
+        request.availability_zone, cloud.settings.text("default_schedule_zone") or None
+    )
+    await checks.check_zone(cloud, zone, bool(host or node))
+    await checks.check_requested_host(cloud, request)
+    image = await checks.check_image(cloud, context, request, flavor)
+    _check_count(request)
+    count = await cloud.network.check(
+        context, request.networks, request.security_groups, request.max_count, request.auto_network
+    )
+    if count < request.min_count:
+        raise OverQuota(
+            f"Maximum number of ports exceeded: {count} of {request.min_count} servers could have one."
+        )
+    params = CreateParams(
+        networks=request.networks,
+        auto_network=request.auto_network,
+        forced_host=host,
+        forced_node=node,
+        requested_host=request.host,
+        requested_node=request.hypervisor_hostname,
+        files=request.personality,
+    )
+    public_key = facts.key.public_key if facts.key else None
+
+    def write(tx: Tx) -> list[Instance]:
+        number = _book(tx, context, facts.limits, flavor, request.min_count, min(count, request.max_count))
+        made = _instances(cloud, context, request, flavor, image, zone, public_key, number)
+        for instance in made:
+            instances.insert(tx, instance)
+            known = {"instance": instance}
+            cloud.journal.submit(tx, context, CREATE, instance.uuid, "create", params, known)
+        return made
+
+    return await cloud.db.write(write)
+
+
+def _check_count(request: CreateServer) -> None:
+    """Several servers cannot share one port or one address (API-68)."""
+    if request.max_count < 2 or not request.networks:
+        return
+    if any(network.port_id for network in request.networks):
+        raise Invalid(
+            "Unable to launch multiple instances with a single configured port ID. Please launch "
+            "your instance one by one with different ports."
+        )
+    if any(network.fixed_ip for network in request.networks):
+        raise Invalid("Invalid fixed IP and maximum count: an address can be given to one server only.")
+
+
+def _book(
+    tx: Tx, context: RequestContext, limits: dict[str, int], flavor: Flavor, least: int, most: int
+) -> int:
+    """Book quota for as many servers as there is room for (API-85).  Raises OverQuota below ``least``."""
+    for number in range(most, least - 1, -1):
+        try:
+            quotas.reserve(
+                tx,
+                str(context.project_id),
+                context.user_id,
+                limits,
+                instances=number,
+                cores=number * flavor.vcpus,
+                ram=number * flavor.memory_mb,
+            )
+        except OverQuota:
+            if number == least:
+                raise
+            continue
+        return number
+    raise Conflict("No server was asked for.")
+
+
+def _instances(
+    cloud: Cloud,
+    context: RequestContext,
+    request: CreateServer,
+    flavor: Flavor,
+    image: Image,
+    zone: str | None,
+    public_key: str | None,
+    number: int,
+) -> list[Instance]:
+    now = cloud.clock.now()
+    mode = image.properties.get("img_config_drive")
+    drive = bool(request.config_drive or request.personality or mode == "mandatory")
+    meta = ImageMeta(
+        id=image.id,
+        name=image.name,
+        disk_format=image.disk_format,
+        container_format=image.container_format,
+        size=image.size,
+        min_disk=image.min_disk,
+        min_ram=image.min_ram,
+        checksum=image.checksum,
+        hash_algo=image.hash_algo,
+        hash_value=image.hash_value,
+        properties=image.properties,
+    )
+    reservation = "r-" + cloud.new_uuid().replace("-", "")[:8]
+    result = []
+    for index in range(number):
+        uuid = cloud.new_uuid()
+        suffix = f"-{index + 1}" if number > 1 else ""
+        name = (request.name or f"Server {uuid}") + suffix
+        hostname = request.hostname or checks.sanitized_hostname(name, f"Server-{uuid}")
+        result.append(
+            Instance(
+                uuid=uuid,
+                project_id=str(context.project_id),
+                user_id=context.user_id,
+                reservation_id=reservation,
+                launch_index=index,
+                display_name=name,
+                display_description=request.description,
+                hostname=hostname + suffix if request.hostname else hostname,
+                vm_state=Vm.BUILDING,
+                task_state=GUARDS["create"].sets,
+                availability_zone=zone,
+                pinned_availability_zone=zone,
+                flavor=flavor,
+                image=meta,
+                key_name=request.key_name,
+                key_data=public_key,
+                user_data=request.user_data,
+                config_drive=drive or cloud.settings.flag("force_config_drive"),
+                access_ip_v4=request.access_ip_v4,
+                access_ip_v6=request.access_ip_v6,
+                metadata=request.metadata,
+                system_metadata={"disk_config": request.disk_config} if request.disk_config else {},
+                tags=request.tags,
+                hints=request.hints,
+                security_groups=request.security_groups if request.networks != () else (),
+                created_at=now,
+                updated_at=now,
+            )
+        )
+    return result

@@ -1,0 +1,134 @@
+"""Whether a create request makes sense, before anything is written (inventory API-61 to API-91)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from kilonova.errors import Forbidden, Invalid, NotFound
+from kilonova.model.context import RequestContext
+from kilonova.model.flavor import Flavor
+from kilonova.model.image import Image
+from kilonova.operations.cloud import Cloud
+from kilonova.operations.requests import CreateServer
+
+MAX_USER_DATA = 65535  # characters of base64
+MAX_FILE_PATH = 255
+GIB = 1 << 30
+
+
+def parse_zone(text: str | None, default: str | None) -> tuple[str | None, str | None, str | None]:
+    """Zone, forced host, forced node of ``zone[:host[:node]]`` (API-61).  Raises Invalid."""
+    parts = (text or "").split(":")
+    if len(parts) > 3:
+        raise Invalid(f"Invalid availability zone '{text}': use zone, zone:host or zone:host:node.")
+    zone, host, node = (*parts, "", "")[:3]
+    return zone or default, host or None, node or None
+
+
+async def check_zone(cloud: Cloud, zone: str | None, forced: bool) -> None:
+    """A named zone must have a host that is up and enabled (API-62).  Raises Invalid."""
+    if zone is None or forced:
+        return
+    hosts = (await cloud.scheduler.zones()).get(zone, [])
+    if not any(state.up and not state.host.disabled and not state.host.forced_down for state in hosts):
+        raise Invalid(f"The requested availability zone is not available: '{zone}'.")
+
+
+async def check_requested_host(cloud: Cloud, request: CreateServer) -> None:
+    """``host`` and ``hypervisor_hostname`` of 2.74 must exist (API-63).  Raises Invalid."""
+    if request.host is None and request.hypervisor_hostname is None:
+        return
+    states = [state for states in (await cloud.scheduler.zones()).values() for state in states]
+    if request.host and all(state.host.host != request.host for state in states):
+        raise Invalid(f"Compute host {request.host} could not be found.")
+    node = request.hypervisor_hostname
+    if node and all(state.host.hypervisor_hostname != node for state in states):
+        raise Invalid(f"Compute host {node} could not be found.")
+
+
+def check_flavor(flavor: Flavor | None, request: CreateServer, context: RequestContext) -> Flavor:
+    """Raises Invalid for a flavor that is not there, disabled, or of other projects (API-64)."""
+    visible = flavor is not None and (
+        flavor.is_public or context.is_admin or context.project_id in flavor.projects
+    )
+    if flavor is None or flavor.disabled or not visible:
+        raise Invalid(f"Flavor {request.flavor_id} could not be found.")
+    return flavor
+
+
+async def check_image(cloud: Cloud, context: RequestContext, request: CreateServer, flavor: Flavor) -> Image:
+    """The image, fit for the flavor (API-72).  Raises Invalid."""
+    if not request.image_id:
+        raise Invalid("Invalid imageRef provided.")
+    try:
+        image = await cloud.image.show(context, request.image_id)
+    except NotFound:
+        raise Invalid(f"Image {request.image_id} could not be found.") from None
+    if image.status != "active":
+        raise Invalid(f"Image {image.id} is not active.")
+    if flavor.memory_mb < image.min_ram:
+        raise Invalid(
+            "Flavor's memory is too small for requested image: "
+            f"{flavor.memory_mb} MiB, {image.min_ram} needed."
+        )
+    if flavor.root_gb:
+        size = max(image.size, image.virtual_size or 0)
+        if flavor.root_gb * GIB < size:
+            raise Invalid(
+                "Flavor's disk is too small for requested image. "
+                f"Flavor disk is {flavor.root_gb * GIB} bytes, "
+                f"image is {size} bytes."
+            )
+        if flavor.root_gb < image.min_disk:
+            raise Invalid(
+                "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "
+                f"{flavor.root_gb * GIB} bytes, minimum size is {image.min_disk * GIB} bytes."
+            )
+    mode = image.properties.get("img_config_drive")
+    if mode not in (None, "optional", "mandatory"):
+        raise Invalid(f"Image's config drive option '{mode}' is invalid.")
+    return image
+
+
+def check_user_data(text: str | None) -> None:
+    """Base64 of at most 65535 characters (API-65).  Raises Invalid."""
+    if text is None:
+        return
+    if len(text) > MAX_USER_DATA:
+        raise Invalid(
+            f"User data too large. User data must be no larger than {MAX_USER_DATA} bytes "
+            "once base64 encoded."
+        )
+    try:
+        base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
+    except (binascii.Error, ValueError):
+        raise Invalid("User data needs to be valid base 64.") from None
+
+
+def check_metadata(metadata: dict[str, str], limit: int) -> None:
+    """At most ``limit`` entries (API-86).  Raises Forbidden, as Nova does."""
+    if 0 <= limit < len(metadata):
+        raise Forbidden(f"Maximum number of metadata items exceeds {limit}")
+
+
+def check_files(files: tuple[tuple[str, bytes], ...], count: int, size: int) -> None:
+    """Injected files (API-86).  Raises Forbidden, as Nova does."""
+    if 0 <= count < len(files):
+        raise Forbidden("Personality file limit exceeded")
+    for path, content in files:
+        if len(path) > MAX_FILE_PATH:
+            raise Forbidden(f"Personality file path exceeds maximum of {MAX_FILE_PATH}")
+        if 0 <= size < len(content):
+            raise Forbidden(f"Personality file content exceeds maximum of {size}")
+
+
+def sanitized_hostname(name: str, fallback: str) -> str:
+    """A host name made of a display name, as Nova makes it: at most 63 characters, ``fallback`` if none is
+    left."""
+    text = name.encode("ascii", "ignore").decode()
+    text = re.sub(r"[ _]", "-", text)
+    text = re.sub(r"[^\w.-]+", "", text).lower().strip(".-")
+    text = re.sub(r"\.+", "-", text)
+    return text[:63].strip("-") or fallback

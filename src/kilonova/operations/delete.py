@@ -1,0 +1,107 @@
+"""Deleting a server, in whatever phase it is.
+
+Forward only: what is being done to the server is cancelled and undoes itself, then everything that it
+has is taken away, step by step, until nothing is left.
+"""
+
+from __future__ import annotations
+
+from kilonova.db import instances, quotas
+from kilonova.db.engine import Tx
+from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, StoredError
+from kilonova.model.context import RequestContext
+from kilonova.model.states import Task
+from kilonova.operations import guards
+from kilonova.operations.begin import found
+from kilonova.operations.cloud import Cloud
+from kilonova.operations.steps import NoParams, agent_of, apply, command, host_of, instance_of
+
+
+async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str = "delete") -> None:
+    """Accept the deletion.  A repeat is accepted and does nothing, as in Nova.
+
+    Raises NotFound, or Conflict for a locked server.
+    """
+
+    def write(tx: Tx) -> None:
+        instance = found(tx, uuid)
+        rule = guards.check(guard, instance, context)
+        if instance.task_state == Task.DELETING:
+            return
+        instances.update(tx, uuid, expect_task=instances.ANY, task_state=Task.DELETING, progress=0)
+        cloud.journal.cancel(tx, uuid, but=DELETE.name)
+        cloud.journal.submit(tx, context, DELETE, uuid, rule.action, NoParams())
+
+    await cloud.db.write(write)
+
+
+async def _destroy(run: Run) -> Done:
+    instance = await instance_of(run)
+    if instance.host is None:
+        return DONE
+    await agent_of(run, instance.host).destroy(command(run, "destroy"), instance.uuid)
+    return Done(host=instance.host)
+
+
+async def _unplug(run: Run) -> Done:
+    instance = await instance_of(run)
+    if instance.host is None or not instance.vifs:
+        return DONE
+    await agent_of(run, instance.host).unplug(command(run, "unplug"), instance.uuid, instance.vifs)
+    return Done(host=instance.host)
+
+
+async def _discard(run: Run) -> Done:
+    instance = await instance_of(run)
+    if instance.host is None:
+        return DONE
+    await agent_of(run, instance.host).discard(command(run, "discard"), instance.uuid)
+    return Done(host=instance.host)
+
+
+async def _free_ports(run: Run) -> Done:
+    await run.cloud.network.deallocate(run.instance_uuid)
+    return DONE
+
+
+async def _finish(run: Run) -> Done:
+    """Give back the claim and the quota, and hide the row: the last commit."""
+    cloud: Cloud = run.cloud
+    instance = await instance_of(run)
+    await cloud.placement.release(instance.uuid)
+    now = cloud.clock.now()
+
+    def write(tx: Tx) -> None:
+        if instances.mark_deleted(tx, instance.uuid, now):
+            quotas.give_back(
+                tx,
+                instance.project_id,
+                instance.user_id,
+                instances=1,
+                cores=instance.flavor.vcpus,
+                ram=instance.flavor.memory_mb,
+            )
+        cloud.journal.drop_signals(tx, instance.uuid)
+
+    return Done(write=write)
+
+
+def _failed(tx: Tx, run: Run, error: StoredError) -> None:
+    raise AssertionError("a delete is never undone")
+
+
+DELETE = Operation(
+    name="delete",
+    steps=(
+        Step("destroy", _destroy, kind=Kind.RETRIABLE, event="compute_terminate_instance"),
+        Step("unplug", _unplug, kind=Kind.RETRIABLE, event="compute_unplug_vifs"),
+        Step("discard", _discard, kind=Kind.RETRIABLE, event="compute_delete_disks"),
+        Step("ports", _free_ports, kind=Kind.RETRIABLE, event="compute_deallocate_network"),
+        Step("finish", _finish, kind=Kind.RETRIABLE, event="conductor_destroy_instance"),
+    ),
+    params=NoParams,
+    apply=apply,
+    failed=_failed,
+    deadline=600.0,
+    host_of=host_of,
+)

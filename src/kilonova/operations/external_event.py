@@ -1,0 +1,42 @@
+"""What other services tell compute about a server: a port was wired, has changed, is gone."""
+
+from __future__ import annotations
+
+import structlog
+
+from kilonova.db import instances
+from kilonova.db.engine import Tx
+from kilonova.model.states import Task
+from kilonova.operations.cloud import Cloud
+
+log = structlog.get_logger("kilonova.events")
+
+
+async def deliver(cloud: Cloud, uuid: str, name: str, tag: str, status: str = "completed") -> None:
+    """Take over one event.  One that nobody waits for and that changes nothing is dropped."""
+    if name in ("network-vif-plugged", "network-vif-unplugged"):
+        await cloud.db.write(lambda tx: _signal(cloud, tx, uuid, name, tag, status))
+    elif name in ("network-changed", "network-vif-deleted"):
+        await _refresh(cloud, uuid)
+    else:
+        log.info("event is of no concern here", instance=uuid, event=name, tag=tag)
+
+
+def _signal(cloud: Cloud, tx: Tx, uuid: str, name: str, tag: str, status: str) -> None:
+    if cloud.journal.is_busy(tx, uuid):
+        cloud.journal.signal(tx, uuid, name, tag, status)
+
+
+async def _refresh(cloud: Cloud, uuid: str) -> None:
+    """Read the server's ports again, unless an operation is at them (it reads them itself)."""
+    vifs = await cloud.network.vifs(uuid)
+
+    def write(tx: Tx) -> None:
+        instance = instances.show(tx, uuid)
+        if instance is not None and instance.task_state not in (Task.NETWORKING, Task.DELETING):
+            known = {vif.port_id: vif for vif in instance.vifs}
+            kept = tuple(vif for vif in vifs if vif.port_id in known or instance.task_state is None)
+            if kept != instance.vifs:
+                instances.update(tx, uuid, expect_task=instances.ANY, vifs=kept)
+
+    await cloud.db.write(write)

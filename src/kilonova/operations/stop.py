@@ -1,0 +1,53 @@
+"""Stopping a server: the guest is asked to shut itself down, and turned off when it does not."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kilonova.journal.model import Done, Operation, Run, Step
+from kilonova.model.context import RequestContext
+from kilonova.model.instance import Instance
+from kilonova.model.states import Vm
+from kilonova.operations.begin import begin
+from kilonova.operations.cloud import Cloud
+from kilonova.operations.steps import agent_of, apply, command, host_of, idle_again, instance_of
+
+
+class StopParams(msgspec.Struct, frozen=True):
+    clean: bool = True
+
+
+async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, clean: bool = True) -> None:
+    """Raises NotFound, or Conflict when the server is not running."""
+    await begin(cloud, context, uuid, "stop", STOP, StopParams(clean=clean))
+
+
+def shutdown_timeout(cloud: Cloud, instance: Instance) -> float:
+    """Seconds a guest has; the image's ``os_shutdown_timeout`` overrides, unless it is no number."""
+    properties = instance.image.properties if instance.image else {}
+    text = properties.get("os_shutdown_timeout", "")
+    return float(text) if text.isdigit() else float(cloud.settings.number("shutdown_timeout"))
+
+
+async def _shut_down(run: Run) -> Done:
+    instance = await instance_of(run)
+    assert instance.host is not None
+    observed = await agent_of(run, instance.host).shut_down(
+        command(run, "shut_down"),
+        instance.uuid,
+        timeout=shutdown_timeout(run.cloud, instance),
+        clean=run.params.clean,
+    )
+    changes = {"observed": observed, "vm_state": Vm.STOPPED, "task_state": None}
+    return Done(host=instance.host, changes=changes)
+
+
+STOP = Operation(
+    name="stop",
+    steps=(Step("shut_down", _shut_down, event="compute_stop_instance"),),
+    params=StopParams,
+    apply=apply,
+    failed=idle_again,
+    deadline=600.0,
+    host_of=host_of,
+)

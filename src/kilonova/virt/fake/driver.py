@@ -1,0 +1,208 @@
+"""A hypervisor of records: a first-class driver that needs no root and no QEMU.
+
+Its delays, faults and capacity can be set, so that what is hard to provoke on a real host is easy here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from pathlib import Path
+
+from kilonova.clock import SECOND, Clock, iso_z
+from kilonova.errors import HostFault, NotFound
+from kilonova.model.host import HostReport, Inventory
+from kilonova.model.states import POWER_NAMES, Power
+from kilonova.rpc.messages import (
+    CpuDiagnostics,
+    Diagnostics,
+    DiskDiagnostics,
+    GuestSpec,
+    NicDiagnostics,
+)
+from kilonova.virt.driver import ImageSource, PowerEvent
+from kilonova.virt.fake.guests import PREPARED, GuestFile
+
+
+class Faults:
+    """What is to go wrong: ``add("start", HostFault("..."))`` makes the next start fail once.
+
+    ``hold(verb)`` makes a verb wait until ``release(verb)``.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[Exception]] = defaultdict(deque)
+        self._gates: dict[str, asyncio.Event] = {}
+
+    def add(self, verb: str, error: Exception, times: int = 1) -> None:
+        self._queues[verb].extend([error] * times)
+
+    def hold(self, verb: str) -> None:
+        self._gates[verb] = asyncio.Event()
+
+    def release(self, verb: str) -> None:
+        self._gates.pop(verb).set()
+
+    async def strike(self, verb: str) -> None:
+        """Wait at the verb's gate, then raise what was ordered for it, if anything."""
+        if verb in self._gates:
+            await self._gates[verb].wait()
+        if self._queues[verb]:
+            raise self._queues[verb].popleft()
+
+
+class FakeDriver:
+    """Implements virt.driver.Driver."""
+
+    name = "fake"
+    hypervisor_type = "fake"
+
+    def __init__(
+        self,
+        host: str,
+        compute_id: str,
+        state_dir: Path,
+        clock: Clock,
+        capacity: dict[str, Inventory],
+        *,
+        delay: float = 0.0,
+        host_ip: str = "127.0.0.1",
+    ) -> None:
+        self.faults = Faults()
+        self.delay = delay
+        self.ignores_shutdown: set[str] = set()  # guests that do not hear the power button
+        self._host = host
+        self._compute_id = compute_id
+        self._clock = clock
+        self._capacity = capacity
+        self._host_ip = host_ip
+        self._path = state_dir / "fake-guests.db"
+        self._guests: GuestFile | None = None
+        self._vifs: dict[str, GuestSpec] = {}
+        self._event: PowerEvent | None = None
+
+    @property
+    def guest_file(self) -> GuestFile:
+        assert self._guests is not None, "the driver is not open"
+        return self._guests
+
+    async def open(self, on_power_event: PowerEvent) -> None:
+        self._guests = GuestFile(self._path)
+        self._event = on_power_event
+
+    async def close(self) -> None:
+        self.guest_file.close()
+
+    async def report(self) -> HostReport:
+        return HostReport(
+            host=self._host,
+            compute_id=self._compute_id,
+            hypervisor_hostname=self._host,
+            hypervisor_type=self.hypervisor_type,
+            hypervisor_version=1000,
+            host_ip=self._host_ip,
+            inventories=self._capacity,
+            traits=("COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE"),
+            cpu_info={"arch": "x86_64", "model": "fake", "vendor": "Kilonova", "features": []},
+            details={"datapath_type": "netdev"},
+            started_at=self._clock.now(),
+        )
+
+    async def guests(self) -> dict[str, int]:
+        return self.guest_file.defined()
+
+    async def prepare(self, guest: GuestSpec, images: ImageSource) -> None:
+        await self._do("prepare")
+        if self.guest_file.state(guest.uuid) is None:
+            self.guest_file.put(guest.uuid, PREPARED)
+
+    async def discard(self, uuid: str) -> None:
+        await self._do("discard")
+        self.guest_file.drop(uuid)
+
+    async def start(self, guest: GuestSpec, *, paused: bool) -> None:
+        await self._do("start")
+        state = self.guest_file.state(guest.uuid)
+        if state is None:
+            raise HostFault(f"The disks of guest {guest.uuid} are not on this host.")
+        if state in (Power.RUNNING, Power.PAUSED):
+            return
+        self._vifs[guest.uuid] = guest
+        self.guest_file.put(
+            guest.uuid, Power.PAUSED if paused else Power.RUNNING, started_at=self._clock.now()
+        )
+
+    async def resume(self, uuid: str) -> None:
+        await self._do("resume")
+        self._must_exist(uuid)
+        self.guest_file.put(uuid, Power.RUNNING)
+
+    async def request_shutdown(self, uuid: str) -> None:
+        await self._do("request_shutdown")
+        if uuid not in self.ignores_shutdown:
+            self.turn_off(uuid)
+
+    async def request_reboot(self, uuid: str) -> bool:
+        await self._do("request_reboot")
+        self._must_exist(uuid)
+        if uuid in self.ignores_shutdown:
+            return False
+        self.guest_file.put(uuid, Power.RUNNING, started_at=self._clock.now())
+        return True
+
+    async def power_off(self, uuid: str) -> None:
+        await self._do("power_off")
+        if self.guest_file.state(uuid) in (Power.RUNNING, Power.PAUSED):
+            self.turn_off(uuid)
+
+    async def undefine(self, uuid: str) -> None:
+        await self._do("undefine")
+        if self.guest_file.state(uuid) not in (None, PREPARED):
+            self.guest_file.put(uuid, PREPARED)
+
+    async def power_state(self, uuid: str) -> int:
+        state = self.guest_file.state(uuid)
+        return Power.NOSTATE if state is None or state == PREPARED else state
+
+    async def console_output(self, uuid: str, limit: int) -> bytes:
+        await self._do("console_output")
+        self._must_exist(uuid)
+        starts, at = self.guest_file.starts(uuid)
+        lines = [f"fake guest {uuid}", f"started {starts} times, last at {iso_z(at)}", "login: "]
+        return "\n".join(lines).encode()[-limit:]
+
+    async def diagnostics(self, uuid: str) -> Diagnostics:
+        await self._do("diagnostics")
+        state = self._must_exist(uuid)
+        guest = self._vifs.get(uuid)
+        _, at = self.guest_file.starts(uuid)
+        return Diagnostics(
+            state=POWER_NAMES[state],
+            driver="fake",
+            hypervisor="fake",
+            hypervisor_os="linux",
+            uptime=(self._clock.now() - at) // SECOND,
+            config_drive=bool(guest and guest.config_drive),
+            memory_maximum=guest.flavor.memory_mb if guest else None,
+            memory_used=None,
+            cpus=tuple(CpuDiagnostics(id=n) for n in range(guest.flavor.vcpus if guest else 0)),
+            disks=(DiskDiagnostics(),),
+            nics=tuple(NicDiagnostics(mac_address=vif.mac) for vif in (guest.vifs if guest else ())),
+        )
+
+    def turn_off(self, uuid: str) -> None:
+        """The guest goes off, by itself or by its power button."""
+        self.guest_file.put(uuid, Power.SHUTDOWN)
+        if self._event is not None:
+            self._event(uuid, Power.SHUTDOWN)
+
+    def _must_exist(self, uuid: str) -> int:
+        state = self.guest_file.state(uuid)
+        if state is None or state == PREPARED:
+            raise NotFound(f"There is no guest {uuid} on this host.")
+        return state
+
+    async def _do(self, verb: str) -> None:
+        await self.faults.strike(verb)
+        if self.delay:
+            await self._clock.sleep(self.delay)
