@@ -1,0 +1,192 @@
+"""Compute hosts: what their agents said last, and what administrators said of them.
+
+Inventories are placement's; here is what the service and hypervisor lists show and the scheduler asks.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, delete, func, or_, select, update
+
+from kilonova.clock import SECOND
+from kilonova.db.engine import Row, Statement, Tx, insert_into
+from kilonova.db.tables.compute import hosts
+from kilonova.errors import Conflict, NotFound
+from kilonova.model.host import Host, HostReport
+
+_t = hosts
+_names = Host.__struct_fields__
+_columns = [_t.c[name] for name in _names]
+
+_REPORTED = (
+    "hypervisor_hostname",
+    "hypervisor_type",
+    "hypervisor_version",
+    "host_ip",
+    "cpu_info",
+    "details",
+    "started_at",
+)
+INSERT = insert_into(hosts, returning="id")
+ALL = Statement(select(*_columns).order_by(_t.c.id))
+SHOW = Statement(select(*_columns).where(_t.c.host == bindparam("host")))
+BY_SERVICE = Statement(select(*_columns).where(_t.c.service_uuid == bindparam("service_uuid")))
+BY_COMPUTE = Statement(select(*_columns).where(_t.c.compute_id == bindparam("compute_id")))
+BY_ID = Statement(select(*_columns).where(_t.c.id == bindparam("id")))
+KNOWN = Statement(
+    select(*_columns).where(or_(_t.c.host == bindparam("host"), _t.c.compute_id == bindparam("compute_id")))
+)
+REPORT = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"))
+    .values(
+        **{name: bindparam(f"new_{name}") for name in _REPORTED},
+        last_seen_at=bindparam("now"),
+        report_count=_t.c.report_count + 1,
+        updated_at=bindparam("now"),
+    )
+)
+HEARTBEAT = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"))
+    .values(last_seen_at=bindparam("now"), report_count=_t.c.report_count + 1, updated_at=bindparam("now"))
+)
+DISABLE = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"))
+    .values(disabled=bindparam("new"), disabled_reason=bindparam("reason"), updated_at=bindparam("now"))
+)
+FORCE_DOWN = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"))
+    .values(forced_down=bindparam("new"), updated_at=bindparam("now"))
+)
+DELETE = Statement(delete(_t).where(_t.c.host == bindparam("host")))
+COUNT = Statement(select(func.count()).select_from(_t))
+
+_encode = msgspec.json.Encoder().encode
+_cpu_info = msgspec.json.Decoder(dict[str, object]).decode
+_details = msgspec.json.Decoder(dict[str, str]).decode
+_decoders: dict[str, Callable[[Any], Any]] = {
+    "cpu_info": _cpu_info,
+    "details": _details,
+    "disabled": bool,
+    "forced_down": bool,
+}
+_LARGEST_ID = 2**63 - 1
+
+
+def from_row(row: Row) -> Host:
+    values = dict(zip(_names, row, strict=True))
+    for name, decode in _decoders.items():
+        values[name] = decode(values[name])
+    return Host(**values)
+
+
+def _found(row: Row | None) -> Host | None:
+    return None if row is None else from_row(row)
+
+
+def upsert(
+    tx: Tx, report: HostReport, now: int, new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())
+) -> Host:
+    """Take over what an agent says of its host; a host that is new gets a service of its own.
+
+    Raises Conflict when the name and the compute id are not those that belong together, which is what a
+    renamed host or a lost state directory looks like; UniqueViolation when two agents register at once.
+    """
+    known = [from_row(row) for row in tx.all(KNOWN, host=report.host, compute_id=report.compute_id)]
+    for host in known:
+        if host.host != report.host or host.compute_id != report.compute_id:
+            raise Conflict(
+                f"The host '{report.host}' reports as compute node {report.compute_id}, but the host "
+                f"'{host.host}' is known as {host.compute_id}: give it back its name or its compute id, or "
+                "delete the old service."
+            )
+    reported: dict[str, Any] = {name: getattr(report, name) for name in _REPORTED}
+    reported["cpu_info"] = _encode(report.cpu_info).decode()
+    reported["details"] = _encode(report.details).decode()
+    if known:
+        tx.run(REPORT, of=report.host, now=now, **{f"new_{name}": value for name, value in reported.items()})
+    else:
+        values = {
+            "service_uuid": new_uuid(),
+            "compute_id": report.compute_id,
+            "host": report.host,
+            "availability_zone": None,
+            "disabled": False,
+            "disabled_reason": None,
+            "forced_down": False,
+            "last_seen_at": now,
+            "report_count": 1,
+            "created_at": now,
+            "updated_at": None,
+            **reported,
+        }
+        tx.scalar(INSERT, **values)
+    host_now = show(tx, report.host)
+    assert host_now is not None
+    return host_now
+
+
+def heartbeat(tx: Tx, host: str, now: int) -> bool:
+    """The host is alive; False for one that has never reported or was deleted: it must report first."""
+    return tx.run(HEARTBEAT, of=host, now=now) == 1
+
+
+def is_up(host: Host, now: int, service_down_time: float) -> bool:
+    """Whether the host was heard of within ``service_down_time`` seconds and nobody declared it down."""
+    return not host.forced_down and abs(now - host.last_seen_at) <= service_down_time * SECOND
+
+
+def list_all(tx: Tx) -> list[Host]:
+    """Every host, oldest first."""
+    return [from_row(row) for row in tx.all(ALL)]
+
+
+def show(tx: Tx, host: str) -> Host | None:
+    return _found(tx.one(SHOW, host=host))
+
+
+def by_service(tx: Tx, service: str) -> Host | None:
+    """By the service's uuid, or by its number."""
+    if service.isdecimal():
+        return by_number(tx, int(service))
+    return _found(tx.one(BY_SERVICE, service_uuid=service.lower()))
+
+
+def by_node(tx: Tx, node: str) -> Host | None:
+    """By the compute node's uuid, or by its number."""
+    if node.isdecimal():
+        return by_number(tx, int(node))
+    return _found(tx.one(BY_COMPUTE, compute_id=node.lower()))
+
+
+def by_number(tx: Tx, number: int) -> Host | None:
+    return _found(tx.one(BY_ID, id=number)) if 0 <= number <= _LARGEST_ID else None
+
+
+def set_disabled(tx: Tx, host: str, disabled: bool, reason: str | None, now: int) -> None:
+    """Whether new servers may go there.  Raises NotFound."""
+    if not tx.run(DISABLE, of=host, new=disabled, reason=reason, now=now):
+        raise NotFound(f"Compute host {host} could not be found.")
+
+
+def set_forced_down(tx: Tx, host: str, forced_down: bool, now: int) -> None:
+    """An administrator's word that the host is down (so that it may be evacuated).  Raises NotFound."""
+    if not tx.run(FORCE_DOWN, of=host, new=forced_down, now=now):
+        raise NotFound(f"Compute host {host} could not be found.")
+
+
+def remove(tx: Tx, host: str) -> None:
+    """Forget a host.  Raises NotFound."""
+    if not tx.run(DELETE, host=host):
+        raise NotFound(f"Compute host {host} could not be found.")
+
+
+def count(tx: Tx) -> int:
+    return int(tx.scalar(COUNT))
