@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kilonova.clock import SystemClock
+from kilonova.clock import Clock, SystemClock
 from kilonova.db.engine import Database
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.testing.clock import VirtualClock
 
 
 def _postgresql_bin() -> Path | None:
@@ -72,11 +73,17 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
         shutil.rmtree(base, ignore_errors=True)
 
 
+@pytest.fixture
+def clock() -> Clock:
+    """The database's clock; tests that move time put a VirtualClock in its place."""
+    return SystemClock()
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+async def db(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Database]:
     """An empty database with the schema in it, of each kind."""
     if request.param == "sqlite":
-        database: Database = SqliteDatabase(tmp_path / "kilonova.db", SystemClock())
+        database: Database = SqliteDatabase(tmp_path / "kilonova.db", clock)
         await bring_up(database)
         yield database
         await database.close()
@@ -90,6 +97,8 @@ async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Da
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     database = PostgresqlDatabase(f"{server} dbname={name}")
+    if isinstance(clock, VirtualClock):
+        clock.on_advance(lambda moved: database.shift(moved))
     await bring_up(database)
     yield database
     await database.close()
