@@ -74,6 +74,11 @@ def free_port(tx: Tx, port_id: str) -> None:
     tx.run(_DELETE_OF_PORT, the_port=port_id)
 
 
+def free_in_subnet(tx: Tx, port_id: str, subnet_id: str) -> None:
+    """Take back the addresses that a port has in one subnet."""
+    tx.run(delete(t.port_addresses).where(a.port_id == port_id, a.subnet_id == subnet_id))
+
+
 def holder(tx: Tx, subnet_id: str, position: str) -> str | None:
     """The port that has the address, if one has."""
     found = tx.scalar(_HOLDER, the_subnet=subnet_id, the_position=position)

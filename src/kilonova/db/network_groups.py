@@ -124,6 +124,11 @@ def update_group(tx: Tx, group_id: str, now: int, values: dict[str, Any]) -> Sec
     return GROUPS.record(row)
 
 
+def delete_default(tx: Tx, group_id: str) -> None:
+    """Have the group be no project's default group any more."""
+    tx.run(_DELETE_DEFAULT, the_id=group_id)
+
+
 def delete_group(tx: Tx, group_id: str) -> int:
     """The group and all rules in it, and rules elsewhere that let its members in: how many in all."""
     rows = tx.run(
@@ -131,7 +136,6 @@ def delete_group(tx: Tx, group_id: str) -> int:
             or_(r.security_group_id == group_id, r.remote_group_id == group_id)
         )
     )
-    tx.run(_DELETE_DEFAULT, the_id=group_id)
     tx.run(_DELETE, the_id=group_id)
     return rows
 

@@ -92,8 +92,9 @@ def insert_event(tx: Tx, instance_uuid: str, name: str, port_id: str, status: st
     return Event(event_id, instance_uuid, name, port_id, status)
 
 
-def delete_event(tx: Tx, event_id: int) -> None:
-    tx.run(_DELETE_EVENT, the_id=event_id)
+def delete_events(tx: Tx, event_ids: list[int]) -> None:
+    for event_id in event_ids:
+        tx.run(_DELETE_EVENT, the_id=event_id)
 
 
 def forget_events(tx: Tx, instance_uuid: str) -> None:

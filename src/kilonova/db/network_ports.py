@@ -65,6 +65,7 @@ _COUNT_OTHERS = Statement(
     .where(p.network_id == bindparam("the_network"), p.device_owner != bindparam("the_owner"))
 )
 _INSERT_GROUP = insert_into(t.port_security_groups)
+_DELETE_ADDRESSES = Statement(delete(t.port_addresses).where(a.port_id == bindparam("the_port")))
 _DELETE_GROUPS = Statement(delete(t.port_security_groups).where(pg.port_id == bindparam("the_port")))
 _GROUPS = Statement(select(pg.group_id).where(pg.port_id == bindparam("the_port")).order_by(pg.group_id))
 _VIFS = Statement(
@@ -153,9 +154,31 @@ def turn(tx: Tx, port_id: str, host: str, status: str, now: int) -> Row | None:
     return tx.one(_TURN, the_id=port_id, the_host=host, to_status=status, now=now)
 
 
-def delete_port(tx: Tx, port_id: str) -> None:
-    """The row alone; addresses, groups and usage are the caller's."""
+def erase(tx: Tx, port_id: str) -> None:
+    """The port with its addresses and its places in groups."""
+    tx.run(_DELETE_ADDRESSES, the_port=port_id)
+    tx.run(_DELETE_GROUPS, the_port=port_id)
     tx.run(_DELETE, the_id=port_id)
+
+
+def foreign_ports(tx: Tx, network_id: str, project_id: str, device_owner: str) -> int:
+    """How many ports of other projects are on the network, those of this owner left out."""
+    statement = (
+        select(func.count())
+        .select_from(t.ports)
+        .where(p.network_id == network_id, p.project_id != project_id, p.device_owner != device_owner)
+    )
+    return int(tx.scalar(statement))
+
+
+def mac_taken(tx: Tx, network_id: str, mac: str) -> bool:
+    statement = select(p.id).where(p.network_id == network_id, p.mac_address == mac)
+    return tx.one(statement) is not None
+
+
+def on_network(tx: Tx, network_id: str) -> list[str]:
+    """Ids of the network's ports that are bound to a host."""
+    return [row[0] for row in tx.all(select(p.id).where(p.network_id == network_id, p.host != ""))]
 
 
 def join_groups(tx: Tx, port_id: str, group_ids: list[str]) -> None:

@@ -49,12 +49,11 @@ def _insert(work: Work, project_id: str, name: str, description: str, stateful: 
     rules = [_rule(work, group, "egress", ethertype, None) for ethertype in ("IPv4", "IPv6")]
     if is_default:
         rules += [_rule(work, group, "ingress", ethertype, group_id) for ethertype in ("IPv4", "IPv6")]
-    if not is_default:  # a project always gets its default group
-        work.use(project_id, "security_group", 1)
-        work.use(project_id, "security_group_rule", len(rules))
-    else:
-        ledger.use(work.tx, project_id, "security_group", 1)
-        ledger.use(work.tx, project_id, "security_group_rule", len(rules))
+    for resource, count in (("security_group", 1), ("security_group_rule", len(rules))):
+        if is_default:  # which a project gets whatever its quota is
+            ledger.use(work.tx, project_id, resource, count)
+        else:
+            work.use(project_id, resource, count)
     groups.insert_group(work.tx, group)
     groups.insert_rules(work.tx, rules)
     return group
@@ -95,9 +94,8 @@ def update_group(work: Work, context: RequestContext, group_id: str, values: dic
             raise SecurityGroupCannotUpdateDefault("Updating the name of a default security group: no.")
         if values["name"].lower() == DEFAULT:
             raise SecurityGroupDefaultAlreadyExists
-    if values.get("stateful", group.stateful) != group.stateful:
-        if groups.count_ports(work.tx, group.id):
-            raise SecurityGroupInUse(group.id)
+    if values.get("stateful", group.stateful) != group.stateful and groups.count_ports(work.tx, group.id):
+        raise SecurityGroupInUse(group.id)
     return groups.update_group(work.tx, group_id, work.now, values) if values else group
 
 
@@ -106,6 +104,7 @@ def delete_group(work: Work, context: RequestContext, group_id: str) -> None:
     group = visible_group(work, context, group_id, lock=True)
     if groups.default_group(work.tx, group.project_id) == group.id and not context.is_admin:
         raise SecurityGroupCannotRemoveDefault("The default security group can only be removed by an admin.")
+    groups.delete_default(work.tx, group_id)  # waits for boots that are joining it
     if groups.count_ports(work.tx, group_id):
         raise SecurityGroupInUse(group_id)
     touched: dict[str, int] = {}

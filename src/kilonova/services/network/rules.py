@@ -57,7 +57,7 @@ def normal_protocol(value: Any) -> str | None:
     if value is None:
         return None
     text = str(value).strip().lower()
-    if isinstance(value, bool) or isinstance(value, (dict, list, float)):
+    if isinstance(value, (bool, dict, list, float)):
         raise SecurityGroupRuleInvalidProtocol(str(value))
     if text in PROTOCOLS:
         return text

@@ -32,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     physical_network: str = "physnet1"
     mtu: int = 1500
-    quotas: dict[str, int] = DEFAULT_QUOTAS
+    quotas: dict[str, int] = msgspec.field(default_factory=DEFAULT_QUOTAS.copy)
     auto_cidr: str = "10.64.0.0/20"  # of networks that are made for a project by themselves
     default_zone: str = "nova"
     bridge: str = "br-int"
@@ -45,7 +45,18 @@ class Work:
     two, and of the ports whose rules name one of the groups.  ``events`` are for compute.
     """
 
-    __slots__ = ("events", "groups", "networks", "new_mac", "new_uuid", "now", "options", "ports", "tx")
+    __slots__ = (
+        "events",
+        "groups",
+        "listening",
+        "networks",
+        "new_mac",
+        "new_uuid",
+        "now",
+        "options",
+        "ports",
+        "tx",
+    )
 
     def __init__(
         self,
@@ -54,12 +65,14 @@ class Work:
         new_uuid: Callable[[], str],
         new_mac: Callable[[], str],
         options: Options,
+        listening: bool = True,
     ) -> None:
         self.tx = tx
         self.now = now
         self.new_uuid = new_uuid
         self.new_mac = new_mac
         self.options = options
+        self.listening = listening  # whether there is a compute to tell
         self.ports: set[str] = set()
         self.networks: set[str] = set()
         self.groups: set[str] = set()
@@ -75,7 +88,8 @@ class Work:
 
     def tell(self, instance_uuid: str, name: str, port_id: str) -> None:
         """Have compute told of an event, once this is committed and until it was heard."""
-        self.events.append(ledger.insert_event(self.tx, instance_uuid, name, port_id))
+        if self.listening:
+            self.events.append(ledger.insert_event(self.tx, instance_uuid, name, port_id))
 
 
 def privileged(context: RequestContext) -> bool:
