@@ -104,12 +104,17 @@ class Field:
 
 
 class Shape:
-    """Base of the declarations.  ``open=True`` lets unknown fields pass unseen."""
+    """Base of the declarations.  ``open=True`` lets unknown fields pass unseen.
+
+    ``of`` is for a body that has no fields of its own, such as a map of any keys: it is read as that type.
+    """
 
     _open: ClassVar[bool] = False
+    _of: ClassVar[Any] = None
 
-    def __init_subclass__(cls, *, open: bool = False) -> None:
+    def __init_subclass__(cls, *, open: bool = False, of: Any = None) -> None:
         cls._open = open
+        cls._of = of
 
 
 S = TypeVar("S", bound=Shape)
@@ -125,6 +130,7 @@ def fields(shape: type[Shape]) -> tuple[Field, ...]:
     if found is None:
         hints = get_type_hints(shape, include_extras=True)
         hints.pop("_open", None)
+        hints.pop("_of", None)
         found = _fields[shape] = tuple(_field(shape, name, hint) for name, hint in hints.items())
     return found
 
@@ -212,6 +218,8 @@ def _parts(kind: Any) -> Iterator[type[Shape]]:
 
 def type_at(shape: type[Shape], version: int) -> type[msgspec.Struct]:
     """The strict msgspec type of a shape in a microversion; one for each band."""
+    if shape._of is not None:
+        return cast("type[msgspec.Struct]", shape._of)
     band = bisect_right(edges(shape), version)
     found = _types.get((shape, band))
     if found is None:
