@@ -10,7 +10,6 @@ import msgspec
 
 from kilonova.clock import SECOND, Clock
 from kilonova.db.engine import Tx
-from kilonova.errors import Conflict, NotFound
 from kilonova.journal import statements as sql
 from kilonova.journal.model import ActionRow, Operation, Run
 from kilonova.journal.runner import Runner
@@ -117,53 +116,3 @@ class Journal:
     def drop_signals(self, tx: Tx, instance_uuid: str) -> None:
         """Forget what was delivered: nobody will wait for it any more."""
         tx.run(sql.DROP_SIGNALS, uuid=instance_uuid)
-
-    def open_actions(self, tx: Tx) -> list[ActionRow]:
-        """All operations that are not finished, the oldest first."""
-        return [sql.row_to_action(row) for row in tx.all(sql.OPEN)]
-
-    def needing_attention(self, tx: Tx) -> list[ActionRow]:
-        """Operations that stopped because an undo, or a step after the pivot, kept failing."""
-        return [sql.row_to_action(row) for row in tx.all(sql.ATTENTION)]
-
-    def resolve(self, tx: Tx, action_id: int, verb: str, operator: str) -> None:
-        """What an operator decides about an operation that needs attention: ``retry`` the step, ``skip``
-        it, or ``abandon`` the operation as it stands.  Recorded as an event.
-
-        Raises NotFound, or Conflict when the operation does not need attention.
-        """
-        found = tx.one(sql.SHOW, action_id=action_id)
-        if found is None:
-            raise NotFound(f"There is no operation {action_id}.")
-        row = sql.row_to_action(found)
-        now = self._clock.now()
-        unwinding = row.error is not None
-        step = -1 if unwinding else 1
-        changed = tx.run(
-            sql.OPERATOR,
-            action_id=action_id,
-            new_state="failed" if verb == "abandon" else "unwinding" if unwinding else "running",
-            new_cursor=row.cursor + step if verb == "skip" else row.cursor,
-            new_deadline=now + 600 * SECOND,
-            now=now,
-            still_open=verb != "abandon",
-            finished=now if verb == "abandon" else None,
-            new_message="Error" if verb == "abandon" else row.message,
-        )
-        if not changed:
-            raise Conflict(
-                f"The operation {action_id} is {row.state}: only one in 'attention' is resolved by hand."
-            )
-        sql.add_event(
-            tx,
-            row,
-            sql.Event(
-                step=f"{verb} {row.plan[row.cursor]} {now}",
-                phase="operator",
-                event=f"operator_{verb}",
-                started=now,
-                finished=now,
-                details=f"{operator} chose to {verb} the step '{row.plan[row.cursor]}'.",
-            ),
-        )
-        tx.call_after_commit(self._runner.wake)

@@ -10,6 +10,7 @@ from sqlalchemy import update
 from kilonova.db.engine import Database
 from kilonova.db.tables.journal import actions
 from kilonova.errors import Conflict, Failed, HostFault, TryAgain
+from kilonova.journal import attention
 from kilonova.testing.clock import VirtualClock, until
 from tests.unit.journal.toy import World, crash_at, lab, toy
 
@@ -314,14 +315,14 @@ async def test_an_undo_that_keeps_failing_asks_for_an_operator(db: Database, clo
         action = await it.submit()
         row = await it.ended(action)
         assert (row["state"], row["open"]) == ("attention", True)
-        found = await it.db.read(it.journal.needing_attention)
+        found = await it.db.read(attention.needing_attention)
         assert [each.id for each in found] == [action]
-        await it.db.write(lambda tx: it.journal.resolve(tx, action, "retry", "ann"))
+        await it.db.write(lambda tx: attention.resolve(tx, action, "retry", "ann", clock.now()))
         row = await it.ended(action)
         assert row["state"] == "failed"
         assert world.things == set()
         with pytest.raises(Conflict):
-            await it.db.write(lambda tx: it.journal.resolve(tx, action, "skip", "ann"))
+            await it.db.write(lambda tx: attention.resolve(tx, action, "skip", "ann", clock.now()))
 
 
 @pytest.mark.parametrize(("verb", "left"), [("skip", {"b"}), ("abandon", {"a", "b"})])
@@ -332,7 +333,7 @@ async def test_what_an_operator_may_decide(
     async with lab(db, clock, toy(world)) as it:
         action = await it.submit()
         await it.ended(action)
-        await it.db.write(lambda tx: it.journal.resolve(tx, action, verb, "ann"))
+        await it.db.write(lambda tx: attention.resolve(tx, action, verb, "ann", clock.now()))
         row = await it.ended(action)
         assert row["state"] == "failed"
         assert world.things == left

@@ -1,0 +1,241 @@
+"""The composition root: who knows whom.  Here and nowhere else are parts put together."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+from starlette.types import ASGIApp
+
+from kilonova import clouds_yaml
+from kilonova.agent.agent import Agent
+from kilonova.agent.ledger import Ledger
+from kilonova.api import app as compute_api
+from kilonova.api.policy import Policy
+from kilonova.clock import Clock, SystemClock
+from kilonova.db import flavors, hosts
+from kilonova.db.engine import Database
+from kilonova.db.schema import bring_up
+from kilonova.db.sqlite import SqliteDatabase
+from kilonova.journal.journal import Journal
+from kilonova.journal.runner import Runner
+from kilonova.model.host import HostReport
+from kilonova.operations import external_event, power
+from kilonova.operations.cloud import Cloud
+from kilonova.operations.registry import OPERATIONS
+from kilonova.rpc.local import LocalHosts
+from kilonova.scheduler.select import Scheduler
+from kilonova.services.identity import api as identity_api
+from kilonova.services.identity.bootstrap import Bootstrapped, bootstrap
+from kilonova.services.identity.builtin import BuiltinIdentity
+from kilonova.services.identity.catalog import catalog_for
+from kilonova.services.image import api as image_api
+from kilonova.services.image.builtin import BuiltinImage
+from kilonova.services.metadata.documents import config_drive
+from kilonova.services.network import api as network_api
+from kilonova.services.network.builtin import BuiltinNetwork
+from kilonova.services.network.first_start import first_start
+from kilonova.services.placement import api as placement_api
+from kilonova.services.placement.builtin import BuiltinPlacement
+from kilonova.settings import Settings
+from kilonova.state_dir import StateDir
+from kilonova.host_parts import HostParts, host_parts
+from kilonova.web.server import ByPort, HttpServer, bind
+
+log = structlog.get_logger("kilonova")
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class EmbeddedCloud:
+    """A whole cloud in one process.
+
+    ``assemble`` puts it together, ``start`` brings it to where it can accept a boot, ``serve`` opens its
+    ports, ``stop`` ends it; whatever was unfinished goes on at the next start.
+    """
+
+    settings: Settings
+    state: StateDir
+    clock: Clock
+    db: Database
+    identity: BuiltinIdentity
+    image: BuiltinImage
+    network: BuiltinNetwork
+    placement: BuiltinPlacement
+    hosts: LocalHosts
+    scheduler: Scheduler
+    runner: Runner
+    journal: Journal
+    cloud: Cloud
+    accounts: Bootstrapped | None = None
+    host: HostParts | None = None
+    agent: Agent | None = None
+    server: HttpServer | None = None
+    _loops: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    async def assemble(cls, settings: Settings, clock: Clock | None = None) -> EmbeddedCloud:
+        """Raises Failed when the state directory is in use, or of another release."""
+        clock = clock or SystemClock()
+        state = StateDir.open(settings.state_dir)
+        db = SqliteDatabase(state.path / "kilonova.db", clock)
+        await bring_up(db)
+        identity = BuiltinIdentity(db, clock, state.private("keys"))
+        image = BuiltinImage(db, clock, state.private("images"))
+        network = BuiltinNetwork(db, clock, new_uuid)
+        placement = BuiltinPlacement(db, clock)
+        local = LocalHosts()
+        scheduler = Scheduler(
+            db,
+            placement,
+            clock,
+            service_down_time=settings.number("service_down_time"),
+            default_zone=settings.text("default_availability_zone"),
+        )
+        runner = Runner(
+            db,
+            clock,
+            f"embedded-{new_uuid()}",
+            OPERATIONS,
+            lease=settings.real("lease", "journal"),
+            concurrency=settings.number("concurrency", "journal"),
+        )
+        journal = Journal(clock, runner)
+        cloud = Cloud(
+            settings=settings,
+            clock=clock,
+            new_uuid=new_uuid,
+            db=db,
+            identity=identity,
+            image=image,
+            network=network,
+            placement=placement,
+            hosts=local,
+            scheduler=scheduler,
+            journal=journal,
+            config_drive=config_drive(settings.text("dhcp_domain")),
+        )
+        runner.cloud = cloud
+
+        async def on_event(instance: str, name: str, tag: str, status: str) -> None:
+            await external_event.deliver(cloud, instance, name, tag, status)
+
+        network.on_event = on_event
+        return cls(
+            settings,
+            state,
+            clock,
+            db,
+            identity,
+            image,
+            network,
+            placement,
+            local,
+            scheduler,
+            runner,
+            journal,
+            cloud,
+        )
+
+    async def start(self, progress: Progress = lambda text: None) -> None:
+        """First things on a first start; then the host, then the work that was left."""
+        progress("accounts, flavors and a network")
+        await self.image.recover()
+        passwords = self.state.passwords()
+        self.accounts = await bootstrap(self.db, self.clock, passwords["admin"], passwords["demo"])
+        await self.db.write(lambda tx: flavors.seed(tx, self.clock.now()))
+        await first_start(self.network, self.accounts.admin_project)
+        progress(f"the {self.settings.driver} hypervisor of this host")
+        await self._start_host()
+        progress("unfinished operations")
+        await self.runner.start(sole=True)
+        await self.network.deliver_pending()
+
+    async def _start_host(self) -> None:
+        """Open the hypervisor, adopt its guests, and say what the host has."""
+        parts = self.host = await host_parts(self.settings, self.state, self.clock, self.network, self.image)
+        ledger = Ledger(self.state.private("agent") / "ledger.db", self.clock)
+        self.agent = Agent(
+            parts.driver,
+            parts.plugger,
+            self.image,
+            ledger,
+            self.clock,
+            lambda report: power.observed(self.cloud, report),
+            max_concurrent_builds=self.settings.number("max_concurrent_builds"),
+        )
+        report = await self.agent.start_up()
+        await parts.start()
+        report = parts.completed(report)
+        await self.register(report)
+        self.hosts.add(report.host, self.agent)
+        if self.settings.driver == "fake":
+            await self.image.add_example()
+        self._loops.append(asyncio.create_task(self._report_alive(report.host), name="service-report"))
+
+    async def register(self, report: HostReport) -> None:
+        """Take over what a host says of itself.  Raises Conflict for a host that has changed its identity."""
+        now = self.clock.now()
+        await self.db.write(lambda tx: hosts.upsert(tx, report, now))
+        await self.placement.report(
+            report.compute_id, report.hypervisor_hostname, report.inventories, report.traits
+        )
+        self.scheduler.forget()
+
+    async def _report_alive(self, host: str) -> None:
+        while True:
+            await self.clock.sleep(self.settings.number("report_interval"))
+            now = self.clock.now()
+            try:
+                await self.db.write(lambda tx: hosts.heartbeat(tx, host, now))
+            except Exception:
+                log.error("host not reported alive", host=host, exc_info=True)
+
+    def apps(self) -> dict[str, ASGIApp]:
+        """The HTTP face of each service, by its name."""
+        settings = self.settings
+        urls = {name: settings.url(name) for name in ("identity", "compute", "placement", "image", "network")}
+        policy = Policy(self.state.path / "policy.yaml")
+        return {
+            "identity": identity_api.app(self.identity, lambda: catalog_for(urls), urls["identity"]),
+            "compute": compute_api.app(self.cloud, self.identity, policy),
+            "placement": placement_api.app(self.placement, self.identity),
+            "image": image_api.app(self.image, self.identity, urls["image"]),
+            "network": network_api.app(self.network, self.identity, urls["network"]),
+        }
+
+    async def serve(self) -> None:
+        """Open the ports and write ``clouds.yaml``.  Raises Failed for a port that is taken."""
+        apps = self.apps()
+        by_port = {self.settings.port(name): app for name, app in apps.items()}
+        sockets = [bind(self.settings.listen, port) for port in by_port]
+        self.server = HttpServer(ByPort(by_port), sockets)
+        await self.server.start()
+        clouds_yaml.write(
+            self.state.path / "clouds.yaml", self.settings.url("identity"), self.state.passwords()
+        )
+
+    async def stop(self) -> None:
+        """Take no more requests, let steps end, let go.  Guests run on."""
+        if self.server is not None:
+            await self.server.stop()
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.runner.stop()
+        if self.host is not None:
+            await self.host.stop()
+        if self.agent is not None:
+            await self.agent.shut_down_agent()
+        await self.network.close()
+        await self.image.close()
+        await self.db.close()
+        self.state.close()
+
+
+def new_uuid() -> str:
+    return str(uuid.uuid4())

@@ -1,0 +1,40 @@
+"""Looking into the database of a cloud, whether it runs or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from kilonova.clock import SystemClock
+from kilonova.db.engine import Tx
+from kilonova.db.sqlite import SqliteDatabase
+
+T = TypeVar("T")
+
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("/var/lib/kilonova"),
+    show_default=True,
+    help="The cloud's state directory.",
+)
+
+
+def run(state_dir: Path, fn: Callable[[Tx], T], *, write: bool = False) -> T:
+    """The result of one transaction.  Raises ClickException where there is no cloud."""
+    path = state_dir / "kilonova.db"
+    if not path.exists():
+        raise click.ClickException(f"There is no cloud in {state_dir}: start one with `kilonova up`.")
+
+    async def go() -> T:
+        db = SqliteDatabase(path, SystemClock())
+        try:
+            return await (db.write(fn) if write else db.read(fn))
+        finally:
+            await db.close()
+
+    return asyncio.run(go())
