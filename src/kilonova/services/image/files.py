@@ -1,0 +1,168 @@
+"""The directory with the data of images: one file an image, named by its id, there only when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import structlog
+
+from kilonova.errors import Failed, KilonovaError, NotFound, TooLarge, TryAgain
+from kilonova.services.image.inspect import Inspection, inspect
+
+log = structlog.get_logger("kilonova.image")
+
+PIECE = 1 << 20
+HASH_ALGO = "sha512"
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_PART = re.compile(r"[0-9a-f-]{36}\.[0-9a-f]{32}\.part\Z")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_image_id(text: str) -> bool:
+    """Whether it can be the id of an image, and so the name of a file: a UUID in its usual form."""
+    return _UUID.match(text) is not None
+
+
+def storage_error(error: OSError) -> KilonovaError:
+    """What a failing write means to the one who uploads."""
+    if error.errno in _FULL:
+        return TooLarge("There is not enough room in the image store for this image.")
+    log.error("the image store cannot be written", error=repr(error))
+    return TryAgain("The image store cannot be written at the moment.")
+
+
+class PartFile:
+    """Data on their way in.  Its methods block and may be called from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._lock = threading.Lock()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._sha512 = hashlib.sha512()
+        self._file: BinaryIO | None = None
+
+    @property
+    def checksum(self) -> str:
+        return self._md5.hexdigest()
+
+    @property
+    def hash_value(self) -> str:
+        return self._sha512.hexdigest()
+
+    def open(self) -> None:
+        with self._lock:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            self._file = os.fdopen(descriptor, "w+b", buffering=0)
+
+    def write(self, pieces: list[bytes]) -> None:
+        """Raises OSError; ValueError once it is closed."""
+        data = memoryview(b"".join(pieces))
+        with self._lock:
+            if self._file is None:
+                raise ValueError("the upload was given up")
+            left = data
+            while left:
+                left = left[os.write(self._file.fileno(), left) :]
+            self._md5.update(data)
+            self._sha512.update(data)
+            self.size += len(data)
+
+    def seal(self, disk_format: str) -> Inspection:
+        """Put the data on the disk and say what they are.  Raises UnsafeImage, OSError."""
+        with self._lock:
+            if self._file is None:
+                raise ValueError("the upload was given up")
+            os.fsync(self._file.fileno())
+            # An image without data carries only properties: Nova's snapshot of a server on volumes.
+            found = inspect(self._file, disk_format) if self.size else Inspection(disk_format, 0)
+            self._close()
+            return found
+
+    def discard(self) -> None:
+        """Close and remove it.  Waits for a write that is under way."""
+        with self._lock:
+            self._close()
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class ImageFiles:
+    """All methods block: call them in a thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock: BinaryIO | None = None
+
+    def take(self) -> None:
+        """Make the directory and keep other processes from it until ``release``.  Raises Failed."""
+        if self._lock is not None:
+            return
+        self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock = (self.directory / ".lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise Failed(f"Another process uses the image directory {self.directory}.") from None
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def part(self, image_id: str, upload: str) -> PartFile:
+        return PartFile(self.directory / f"{_checked(image_id)}.{upload}.part")
+
+    def publish(self, part: PartFile, image_id: str) -> None:
+        """Give the complete data their name, so that they stay through a power cut."""
+        part.path.rename(self.directory / _checked(image_id))
+        self._sync()
+
+    def remove(self, image_id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.directory / _checked(image_id)).unlink()
+            self._sync()
+
+    def open(self, image_id: str) -> tuple[BinaryIO, int]:
+        """The data and their size.  Raises NotFound."""
+        try:
+            file = (self.directory / _checked(image_id)).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"There are no data of image {image_id} in the image store.") from None
+        return file, os.fstat(file.fileno()).st_size
+
+    def remove_parts(self) -> int:
+        """Remove what uploads of killed processes left."""
+        parts = [path for path in self.directory.iterdir() if _PART.match(path.name)]
+        for path in parts:
+            path.unlink(missing_ok=True)
+        return len(parts)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _checked(image_id: str) -> str:
+    if not is_image_id(image_id):
+        raise NotFound(f"No image found with ID {image_id}.")
+    return image_id
