@@ -106,7 +106,7 @@ class ComputeApi:
         if not legacy:
             headers.extend(microversion.ANSWER_HEADERS[version])
         call = Call(self.cloud, self.policy, context, scope, version)
-        call.path, call.project_in_url = values, project
+        call.path, call.project_in_url, call.legacy = values, project, legacy
         return await self._run(call, leaf, given, receive, headers)
 
     def _document(self, scope: Scope, path: str) -> tuple[int, Any]:
@@ -158,7 +158,7 @@ class ComputeApi:
         if route.query is not None:
             route.query.check(call.query, call.version)
         if route.body is not None:
-            call.body = read(route.body, call.version, data)
+            call.body = read(route.body, call.version, data, call.legacy)
         self.policy.refresh()
         if route.policy is not None and not route.late:
             call.allow()

@@ -36,6 +36,7 @@ class Call:
         "body",
         "cloud",
         "context",
+        "legacy",
         "path",
         "policy",
         "project_in_url",
@@ -58,6 +59,7 @@ class Call:
         self.body: Any = None
         self.route: Route
         self.project_in_url: str | None = None
+        self.legacy = False  # by /v2, where unknown fields of bodies are let pass
         self._links: str | None = None
         self._bookmarks: str | None = None
 
@@ -88,7 +90,7 @@ class Call:
         """What ``self`` links begin with: the address of the endpoint as the caller uses it."""
         if self._links is None:
             root = link_root(self.scope, self.cloud.settings.text("compute_link_prefix", "api"))
-            base = "v2" if self.scope["path"].startswith("/v2/") else "v2.1"
+            base = "v2" if self.legacy else "v2.1"
             self._links = f"{root}/{base}/{self.project_in_url}" if self.project_in_url else f"{root}/{base}"
         return self._links
 

@@ -121,7 +121,7 @@ S = TypeVar("S", bound=Shape)
 
 _fields: dict[type[Shape], tuple[Field, ...]] = {}
 _edges: dict[type[Shape], list[int]] = {}
-_types: dict[tuple[type[Shape], int], type[msgspec.Struct]] = {}
+_types: dict[tuple[type[Shape], int, bool], type[msgspec.Struct]] = {}
 
 
 def fields(shape: type[Shape]) -> tuple[Field, ...]:
@@ -176,7 +176,7 @@ def _split(kind: Any) -> tuple[Any, Reader | None]:
         readers = [read for _, read in members if read is not None]
         if not readers:
             return kind, None
-        if len(members) - (type(None) in arguments) > 1:
+        if len([one for one in arguments if one not in (type(None), msgspec.UnsetType)]) > 1:
             raise TypeError(f"cannot tell which part of {kind} is to be read")
         return Union[tuple(wire for wire, _ in members)], _unless_null(readers[0])  # noqa: UP007
     if origin is list:
@@ -216,18 +216,18 @@ def _parts(kind: Any) -> Iterator[type[Shape]]:
         yield from _parts(argument)
 
 
-def type_at(shape: type[Shape], version: int) -> type[msgspec.Struct]:
-    """The strict msgspec type of a shape in a microversion; one for each band."""
+def type_at(shape: type[Shape], version: int, loose: bool = False) -> type[msgspec.Struct]:
+    """The msgspec type of a shape in a microversion; one for each band.  ``loose``: unknown fields pass."""
     if shape._of is not None:
         return cast("type[msgspec.Struct]", shape._of)
     band = bisect_right(edges(shape), version)
-    found = _types.get((shape, band))
+    found = _types.get((shape, band, loose))
     if found is None:
-        found = _types[shape, band] = _make(shape, version)
+        found = _types[shape, band, loose] = _make(shape, version, loose)
     return found
 
 
-def _make(shape: type[Shape], version: int) -> type[msgspec.Struct]:
+def _make(shape: type[Shape], version: int, loose: bool) -> type[msgspec.Struct]:
     members: list[Any] = []
     namespace: dict[str, Any] = {}
     readers: list[tuple[str, str, Reader]] = []
@@ -235,7 +235,7 @@ def _make(shape: type[Shape], version: int) -> type[msgspec.Struct]:
         if not field.exists(version):
             namespace[field.name] = None if field.default is _NO_DEFAULT else field.default
             continue
-        kind = _type_at(field.type, version)
+        kind = _type_at(field.type, version, loose)
         if field.read is not None:
             readers.append((field.name, field.key, field.read))
         if field.required(version):
@@ -251,7 +251,7 @@ def _make(shape: type[Shape], version: int) -> type[msgspec.Struct]:
         namespace=namespace,
         module=shape.__module__,
         rename={field.name: field.key for field in fields(shape)},
-        forbid_unknown_fields=not shape._open,
+        forbid_unknown_fields=not (shape._open or loose),
         kw_only=True,
     )
 
@@ -271,24 +271,24 @@ def _post_init(shape: type[Shape], readers: list[tuple[str, str, Reader]]) -> An
     return __post_init__
 
 
-def _type_at(kind: Any, version: int) -> Any:
+def _type_at(kind: Any, version: int, loose: bool) -> Any:
     if isinstance(kind, type) and issubclass(kind, Shape):
-        return type_at(kind, version)
+        return type_at(kind, version, loose)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is None or not any(True for _ in _parts(kind)):
         return kind
     if origin is Annotated:
-        return Annotated[(_type_at(arguments[0], version), *arguments[1:])]
-    inner = tuple(_type_at(argument, version) for argument in arguments)
+        return Annotated[(_type_at(arguments[0], version, loose), *arguments[1:])]
+    inner = tuple(_type_at(argument, version, loose) for argument in arguments)
     if origin in (Union, types.UnionType):
         return Union[inner]  # noqa: UP007 - made of values
     return origin[inner]
 
 
-def read(shape: type[S], version: int, data: Any) -> S:
+def read(shape: type[S], version: int, data: Any, loose: bool = False) -> S:
     """The request's data as a shape.  Raises Invalid, naming the field at fault."""
     try:
-        return cast("S", msgspec.convert(data, type_at(shape, version)))
+        return cast("S", msgspec.convert(data, type_at(shape, version, loose)))
     except msgspec.ValidationError as error:
         raise Invalid(explain(error)) from error
 

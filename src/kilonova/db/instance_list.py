@@ -30,7 +30,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from kilonova.db.engine import Row, Statement, Tx
 from kilonova.db.image_listing import json_holds
-from kilonova.db.tables.compute import instances
+from kilonova.db.tables.compute import hosts, instances
 from kilonova.errors import NotFound
 
 _t = instances
@@ -40,6 +40,11 @@ Form = tuple[Any, ...]
 SUMMARY = ("uuid", "display_name")
 DETAIL = tuple(column.name for column in _t.columns if column.name not in ("key_data", "version"))
 """The columns of a full answer, in the order of its rows."""
+
+
+HOST_STATES = Statement(
+    select(hosts.c.host, hosts.c.disabled, hosts.c.forced_down, hosts.c.last_seen_at).order_by(hosts.c.id)
+)
 
 
 class json_part(FunctionElement[str]):  # noqa: N801 - named like an SQL function
@@ -285,3 +290,16 @@ def show(
 def _show_statement(columns: tuple[str, ...], without: frozenset[str]) -> Statement:
     selected = [null().label(name) if name in without else _t.c[name] for name in columns]
     return Statement(select(*selected).where(_t.c.uuid == bindparam("uuid"), _t.c.deleted_at.is_(None)))
+
+
+def host_states(tx: Tx, now: int, down_after: int) -> dict[str, str]:
+    """Host -> what is shown of it with its servers (API-131).  ``down_after``: microseconds of silence."""
+    result = {}
+    for host, disabled, forced_down, seen in tx.all(HOST_STATES):
+        if forced_down:
+            result[host] = "DOWN"
+        elif disabled:
+            result[host] = "MAINTENANCE"
+        else:
+            result[host] = "UP" if abs(now - seen) <= down_after else "UNKNOWN"
+    return result
