@@ -41,11 +41,14 @@ def proven(tests: Path) -> dict[str, list[str]]:
                 for decorator in node.decorator_list:
                     for each in _ids(decorator):
                         result[each].append(f"{path.relative_to(ROOT)}::{node.name}")
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if node.func.attr == "param":  # pytest.param(..., marks=pytest.mark.capability(...))
-                    for keyword in node.keywords:
-                        for each in _ids(keyword.value):
-                            result[each].append(str(path.relative_to(ROOT)))
+            elif (  # pytest.param(..., marks=pytest.mark.capability(...))
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "param"
+            ):
+                for keyword in node.keywords:
+                    for each in _ids(keyword.value):
+                        result[each].append(str(path.relative_to(ROOT)))
     return result
 
 

@@ -96,7 +96,7 @@ def _check_count(request: CreateServer) -> None:
 
 
 def _book(
-    tx: Tx, context: RequestContext, limits: dict[str, int], flavor: Flavor, least: int, most: int
+    tx: Tx, context: RequestContext, limits: quotas.Limits, flavor: Flavor, least: int, most: int
 ) -> int:
     """Book quota for as many servers as there is room for (API-85).  Raises OverQuota below ``least``."""
     for number in range(most, least - 1, -1):
