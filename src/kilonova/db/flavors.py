@@ -6,7 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from kilonova.db.engine import Row, Statement, Tx, insert_into
 from kilonova.db.tables.compute import flavors
@@ -52,6 +64,8 @@ _position = {name: number for number, name in enumerate(_names)}
 SORT_KEYS = {
     **{name: _t.c[name] for name in _names if name not in ("extra_specs", "projects", "description")},
     "description": func.coalesce(_t.c.description, ""),
+    "is_public": cast(_t.c.is_public, Integer),
+    "disabled": cast(_t.c.disabled, Integer),
     "swap": _t.c.swap_mb,
     "created_at": _t.c.created_at,
     "updated_at": func.coalesce(_t.c.updated_at, 0),
