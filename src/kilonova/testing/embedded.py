@@ -1,0 +1,123 @@
+"""A whole cloud without HTTP, for tests: started, killed and started again on one state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kilonova.app import EmbeddedCloud
+from kilonova.clock import Clock
+from kilonova.db import instances, quotas
+from kilonova.db import placement as placement_db
+from kilonova.journal import attention
+from kilonova.model.context import RequestContext
+from kilonova.model.instance import Instance
+from kilonova.settings import Settings, read_options
+from kilonova.virt.fake.driver import FakeDriver
+
+
+def settings_for(state_dir: Path, **options: dict[str, object]) -> Settings:
+    """Settings of a fake cloud; ``options`` by group, e.g. ``quota={"instances": 3}``."""
+    found = read_options(None)
+    for group, values in options.items():
+        found[group].update(values)
+    return Settings(state_dir=state_dir, driver="fake", options=found)
+
+
+@contextlib.asynccontextmanager
+async def embedded(
+    state_dir: Path, clock: Clock | None = None, **options: dict[str, object]
+) -> AsyncIterator[EmbeddedCloud]:
+    """A started cloud; stopped in an orderly way at the end, unless it was killed."""
+    cloud = await EmbeddedCloud.assemble(settings_for(state_dir, **options), clock)
+    await cloud.start()
+    try:
+        yield cloud
+    finally:
+        if not cloud.runner.stopping:
+            await cloud.stop()
+
+
+async def kill(cloud: EmbeddedCloud) -> None:
+    """End it as SIGKILL would: steps stop where they are, nothing is given back."""
+    runner = cloud.runner
+    runner._stopping = True
+    tasks = [*runner._loops, *cloud._loops, *(task for _, task in runner._running.values())]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await cloud.network.close()
+    await cloud.db.close()
+    fake_driver(cloud).guest_file.close()
+    cloud.state.close()
+
+
+def fake_driver(cloud: EmbeddedCloud) -> FakeDriver:
+    assert cloud.host is not None
+    driver = cloud.host.driver
+    assert isinstance(driver, FakeDriver)
+    return driver
+
+
+def member(cloud: EmbeddedCloud, request_id: str = "req-test") -> RequestContext:
+    """A member of the project ``demo``."""
+    assert cloud.accounts is not None
+    return RequestContext(
+        request_id=request_id,
+        user_id=cloud.accounts.demo_user,
+        project_id=cloud.accounts.demo_project,
+        roles=frozenset({"member", "reader"}),
+    )
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server, or all of them, have: empty when nothing is left of it."""
+
+    claims: dict[str, dict[str, int]]
+    ports: tuple[str, ...]
+    guest: int | None
+    open_actions: int
+
+    @property
+    def nothing(self) -> bool:
+        return not self.claims and not self.ports and self.guest is None and not self.open_actions
+
+
+async def holdings(cloud: EmbeddedCloud, uuid: str) -> Holdings:
+    opened = await cloud.db.read(attention.open_actions)
+    return Holdings(
+        claims=await cloud.placement.held(uuid),
+        ports=tuple(vif.port_id for vif in await cloud.network.vifs(uuid)),
+        guest=fake_driver(cloud).guest_file.state(uuid),
+        open_actions=sum(action.instance_uuid == uuid for action in opened),
+    )
+
+
+async def audits(cloud: EmbeddedCloud) -> list[Any]:
+    """Where counters differ from what they count: quota and placement."""
+    return [
+        *await cloud.db.read(quotas.audit),
+        *await cloud.db.read(placement_db.audit),
+    ]
+
+
+async def server(cloud: EmbeddedCloud, uuid: str) -> Instance:
+    found = await cloud.db.read(lambda tx: instances.show_any(tx, uuid))
+    assert found is not None, f"no server {uuid}"
+    return found
+
+
+async def settled(cloud: EmbeddedCloud, uuid: str, seconds: float = 20.0) -> Instance:
+    """The server, once no operation of it is open.  Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            opened = await cloud.db.read(attention.open_actions)
+            mine = [action for action in opened if action.instance_uuid == uuid]
+            if not mine or all(action.state == "attention" for action in mine):
+                return await server(cloud, uuid)
+            await asyncio.sleep(0.005)
