@@ -1,0 +1,195 @@
+"""Booking resources: what a boot does once and a delete undoes.
+
+The row of the provider is the lock of all that is booked on it: every transaction changes it first (its
+generation), in the order of the uuids.  So nobody waits in a circle, and nobody books too much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import BigInteger, Column, bindparam, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert as insert_unless_there
+
+from kilonova.db.engine import Statement, Tx, insert_into
+from kilonova.db.tables.placement import allocations, consumers, inventories, resource_providers
+from kilonova.errors import Conflict, Invalid, NotFound
+
+_p, _i, _a, _c = resource_providers, inventories, allocations, consumers
+
+
+def _amount(name: str) -> Any:
+    return bindparam(name, type_=BigInteger())
+
+
+def _key(column: Column[str]) -> Any:
+    return column == bindparam("of_" + column.name)
+
+
+# The clause of PostgreSQL is SQLite's as well; either dialect renders it.
+_ADD_CONSUMER = Statement(
+    insert_unless_there(_c)
+    .values({column.name: bindparam(column.name) for column in _c.columns})
+    .on_conflict_do_nothing()
+)
+_LOCK_CONSUMER = Statement(select(_c.c.uuid).where(_c.c.uuid == bindparam("uuid")).with_for_update())
+_DROP_CONSUMER = Statement(delete(_c).where(_c.c.uuid == bindparam("uuid")))
+_BUMP = Statement(
+    update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + _amount("by"))
+)
+_TAKE = Statement(
+    update(_i)
+    .where(
+        _key(_i.c.provider),
+        _key(_i.c.resource_class),
+        _i.c.min_unit <= _amount("amount"),
+        _i.c.max_unit >= _amount("amount"),
+        _amount("amount") % _i.c.step_size == 0,
+        _i.c.used + _amount("more") <= (_i.c.total - _i.c.reserved) * _i.c.allocation_ratio,
+    )
+    .values(used=_i.c.used + _amount("more"))
+)
+_GIVE = Statement(
+    update(_i)
+    .where(_key(_i.c.provider), _key(_i.c.resource_class))
+    .values(used=_i.c.used - _amount("amount"))
+)
+_ADD = insert_into(_a)
+_HELD = Statement(
+    select(_a.c.provider, _a.c.resource_class, _a.c.amount).where(_a.c.consumer == bindparam("consumer"))
+)
+_DROP = Statement(delete(_a).where(_a.c.consumer == bindparam("consumer")))
+_SUMS = Statement(
+    select(_a.c.provider, _a.c.resource_class, func.sum(_a.c.amount)).group_by(
+        _a.c.provider, _a.c.resource_class
+    )
+)
+_USED = Statement(select(_i.c.provider, _i.c.resource_class, _i.c.used))
+
+Held = dict[str, dict[str, int]]
+"""Provider uuid -> resource class -> amount."""
+
+
+class DoesNotFit(Conflict):
+    """There is no room for these allocations, or no such inventory."""
+
+
+def claim(
+    tx: Tx, consumer: str, provider: str, resources: dict[str, int], project_id: str, user_id: str
+) -> bool:
+    """Book all of ``resources`` on ``provider`` for ``consumer``, or nothing; whether they fitted.
+
+    Made for being part of another transaction: False leaves nothing behind.  Converges: True for a consumer
+    that holds exactly this already.  Raises NotFound (no such provider), Conflict (the consumer holds
+    something else), Invalid (an amount below zero).
+    """
+    wanted = {name: resources[name] for name in sorted(resources) if resources[name] != 0}
+    if any(amount < 0 for amount in wanted.values()):
+        raise Invalid(f"Consumer {consumer} cannot hold less than nothing: {resources}.")
+    owner = {"project_id": project_id, "user_id": user_id, "consumer_type": None}
+    while not tx.run(_ADD_CONSUMER, uuid=consumer, generation=1, **owner):
+        if tx.one(_LOCK_CONSUMER, uuid=consumer) is not None:  # else it was just released: once more
+            return _holds(tx, consumer, {provider: wanted})
+    if not tx.run(_BUMP, of=provider, by=1):
+        raise NotFound(f"No resource provider with uuid {provider} found.")
+    taken: list[dict[str, Any]] = []
+    for name, amount in wanted.items():
+        place = {"of_provider": provider, "of_resource_class": name, "amount": amount}
+        if not tx.run(_TAKE, more=amount, **place):
+            tx.run_many(_GIVE, taken)
+            tx.run(_BUMP, of=provider, by=-1)
+            tx.run(_DROP_CONSUMER, uuid=consumer)
+            return False
+        taken.append(place)
+    if not wanted:
+        tx.run(_DROP_CONSUMER, uuid=consumer)
+    tx.run_many(_ADD, [_row(consumer, provider, name, amount) for name, amount in wanted.items()])
+    return True
+
+
+def _row(consumer: str, provider: str, name: str, amount: int) -> dict[str, Any]:
+    return {"consumer": consumer, "provider": provider, "resource_class": name, "amount": amount}
+
+
+def _holds(tx: Tx, consumer: str, wanted: Held) -> bool:
+    found = held(tx, consumer)
+    if found != wanted:
+        raise Conflict(
+            f"Consumer {consumer} already holds allocations on {', '.join(sorted(found))}: "
+            "release them first."
+        )
+    return True
+
+
+def held(tx: Tx, consumer: str) -> Held:
+    """What a consumer holds; empty if it is unknown."""
+    result: Held = {}
+    for provider, name, amount in tx.all(_HELD, consumer=consumer):
+        result.setdefault(provider, {})[name] = int(amount)
+    return result
+
+
+def release(tx: Tx, consumer: str) -> bool:
+    """Give back all that the consumer holds; False if it held nothing."""
+    if not tx.run(_DROP_CONSUMER, uuid=consumer):  # and whoever else releases it now waits here
+        return False
+    found = held(tx, consumer)
+    for provider in sorted(found):
+        tx.run(_BUMP, of=provider, by=1)
+        for name in sorted(found[provider]):
+            tx.run(_GIVE, of_provider=provider, of_resource_class=name, amount=found[provider][name])
+    tx.run(_DROP, consumer=consumer)
+    return True
+
+
+def replace(tx: Tx, consumer: str, old: Held, new: Held) -> None:
+    """Exchange what a consumer (whose row the caller has locked) holds.
+
+    Whatever grows must fit; what shrinks or stays may stand on a provider that is too full by now.
+    Raises NotFound for a provider that is not there and DoesNotFit.
+    """
+    for provider in sorted({*old, *new}):
+        if not tx.run(_BUMP, of=provider, by=1):
+            raise NotFound(f"No resource provider with uuid {provider} found.")
+        before, after = old.get(provider, {}), new.get(provider, {})
+        for name in sorted({*before, *after}):
+            _exchange(tx, provider, name, before.get(name, 0), after.get(name, 0))
+    tx.run(_DROP, consumer=consumer)
+    rows = [
+        _row(consumer, provider, name, amount)
+        for provider, amounts in new.items()
+        for name, amount in amounts.items()
+    ]
+    tx.run_many(_ADD, rows)
+
+
+def _exchange(tx: Tx, provider: str, name: str, before: int, after: int) -> None:
+    place = {"of_provider": provider, "of_resource_class": name}
+    if after <= before:
+        tx.run(_GIVE, amount=before - after, **place)
+    elif not tx.run(_TAKE, amount=after, more=after - before, **place):
+        raise DoesNotFit(
+            f"Unable to create allocation for '{name}' on resource provider '{provider}': {after} do not fit "
+            "its inventory (capacity, min_unit, max_unit or step_size), or it has none."
+        )
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """An inventory whose count of what is used is not the sum of its allocations."""
+
+    provider: str
+    resource_class: str
+    used: int
+    allocated: int
+
+
+def audit(tx: Tx) -> list[Difference]:
+    """Every difference between counts and allocations; empty in a sound database."""
+    used = {(row[0], row[1]): int(row[2]) for row in tx.all(_USED)}
+    sums = {(row[0], row[1]): int(row[2]) for row in tx.all(_SUMS)}
+    return [
+        Difference(*key, used.get(key, 0), sums.get(key, 0))
+        for key in sorted({*used, *sums})
+        if used.get(key, 0) != sums.get(key, 0)
+    ]

@@ -1,0 +1,58 @@
+"""Names of traits and resource classes beside the standard ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Column, Table, bindparam, delete, select
+from sqlalchemy.dialects.postgresql import insert as insert_unless_there
+
+from kilonova.db.engine import Statement, Tx
+from kilonova.db.tables.placement import (
+    custom_resource_classes,
+    custom_traits,
+    inventories,
+    provider_traits,
+)
+
+
+class Names:
+    """One table of names and where they are used."""
+
+    def __init__(self, table: Table, used_in: Column[str]) -> None:
+        name = table.c.name
+        self._all = Statement(select(name).order_by(name))
+        self._show = Statement(select(name).where(name == bindparam("name")))
+        self._add = Statement(
+            insert_unless_there(table).values(name=bindparam("name")).on_conflict_do_nothing()
+        )
+        self._drop = Statement(delete(table).where(name == bindparam("name")))
+        self._used = Statement(select(used_in).where(used_in == bindparam("name")).limit(1))
+        self._all_used = Statement(select(used_in).distinct())
+
+    def all(self, tx: Tx) -> list[str]:
+        return [row[0] for row in tx.all(self._all)]
+
+    def known(self, tx: Tx, name: str) -> bool:
+        return tx.one(self._show, name=name) is not None
+
+    def add(self, tx: Tx, name: str) -> bool:
+        """False if it was there."""
+        return tx.run(self._add, name=name) == 1
+
+    def add_all(self, tx: Tx, names: Iterable[str]) -> None:
+        tx.run_many(self._add, [{"name": name} for name in sorted(names)])
+
+    def drop(self, tx: Tx, name: str) -> bool:
+        return tx.run(self._drop, name=name) == 1
+
+    def in_use(self, tx: Tx, name: str) -> bool:
+        return tx.one(self._used, name=name) is not None
+
+    def used(self, tx: Tx) -> set[str]:
+        """All names that some provider has."""
+        return {row[0] for row in tx.all(self._all_used)}
+
+
+traits = Names(custom_traits, provider_traits.c.trait)
+resource_classes = Names(custom_resource_classes, inventories.c.resource_class)

@@ -1,0 +1,78 @@
+"""Placement in the database of the process itself."""
+
+from __future__ import annotations
+
+from kilonova.clock import Clock
+from kilonova.db import placement as bookings
+from kilonova.db import placement_names as names
+from kilonova.db import placement_report
+from kilonova.db.engine import Database, Tx, UniqueViolation
+from kilonova.errors import Invalid, TryAgain
+from kilonova.model.host import Inventory
+from kilonova.services.placement import standard
+from kilonova.services.placement.port import ProviderSummary
+
+ATTEMPTS = 3  # to report a provider that somebody else is making at the same moment
+
+
+class BuiltinPlacement:
+    """A Placement: the functions of `kilonova.db.placement`, each in a transaction of its own."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self.db = db
+        self.clock = clock
+
+    async def report(
+        self, uuid: str, name: str, inventories: dict[str, Inventory], traits: tuple[str, ...]
+    ) -> None:
+        """Also remembers the names of traits and classes that are not standard, so that they are listed.
+
+        Raises Invalid for a name that cannot be one.
+        """
+        for each in (*inventories, *traits):
+            if not standard.is_name(each):
+                raise Invalid(f"'{each}' is no name of a trait or a resource class (A-Z, 0-9 and _).")
+        new_classes = set(inventories) - set(standard.RESOURCE_CLASSES)
+        new_traits = set(traits) - standard.TRAITS
+
+        def transaction(tx: Tx) -> None:
+            names.resource_classes.add_all(tx, new_classes)
+            names.traits.add_all(tx, new_traits)
+            placement_report.report(tx, uuid, name, inventories, traits)
+
+        for _ in range(ATTEMPTS):
+            try:
+                await self.db.write(transaction)
+            except UniqueViolation:
+                continue
+            return
+        raise TryAgain(f"Provider {uuid} is being changed by others.")
+
+    async def providers(self) -> list[ProviderSummary]:
+        return [_summary(each) for each in await self.db.read(placement_report.summaries)]
+
+    async def claim(
+        self, consumer: str, provider: str, resources: dict[str, int], project_id: str, user_id: str
+    ) -> bool:
+        return await self.db.write(
+            lambda tx: bookings.claim(tx, consumer, provider, resources, project_id, user_id)
+        )
+
+    async def release(self, consumer: str) -> None:
+        await self.db.write(lambda tx: bookings.release(tx, consumer))
+
+    async def held(self, consumer: str) -> dict[str, dict[str, int]]:
+        return await self.db.read(lambda tx: bookings.held(tx, consumer))
+
+
+def _summary(found: placement_report.Summary) -> ProviderSummary:
+    return ProviderSummary(
+        uuid=found.provider.uuid,
+        name=found.provider.name,
+        generation=found.provider.generation,
+        inventories={name: stock.inventory for name, stock in found.stock.items()},
+        used={name: stock.used for name, stock in found.stock.items()},
+        traits=found.traits,
+        aggregates=found.aggregates,
+        parent=found.provider.parent,
+    )
