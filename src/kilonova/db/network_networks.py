@@ -31,6 +31,7 @@ _WITH_SUBNETS = (
     # a network that is being used is not deleted under the user's feet
     .with_for_update(read=True, key_share=True, of=t.networks)
 )
+_ALL = Statement(_WITH_SUBNETS)
 _BY_ID = Statement(_WITH_SUBNETS.where(n.id == bindparam("the_id")))
 _USABLE = Statement(
     _WITH_SUBNETS.where(
@@ -83,6 +84,11 @@ def with_subnets(tx: Tx, network_id: str) -> Joined | None:
     """The network and its subnets; it will not be deleted before the end of the transaction."""
     found = _joined(tx.all(_BY_ID, the_id=network_id))
     return found[0] if found else None
+
+
+def all_with_subnets(tx: Tx) -> list[Joined]:
+    """Every network with its subnets."""
+    return _joined(tx.all(_ALL))
 
 
 def usable(tx: Tx, project_id: str) -> list[Joined]:
