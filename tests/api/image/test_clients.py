@@ -18,7 +18,7 @@ import pytest
 from tests.api.image.cloud import Cloud
 
 # What the SDK says of its own use of itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
 
 def credentials(cloud: Cloud, user: str) -> dict[str, str]:
