@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kilonova.api import (
+    external_events,
+    instance_actions,
+    server_actions,
+    server_diagnostics,
+    server_ips,
+    server_metadata,
+    server_tags,
+    servers,
+    versions_show,
+)
 from kilonova.api.routes import Route
+
+RESOURCES: tuple[tuple[Route, ...], ...] = (
+    servers.ROUTES,
+    server_actions.ROUTES,
+    server_metadata.ROUTES,
+    server_tags.ROUTES,
+    server_ips.ROUTES,
+    server_diagnostics.ROUTES,
+    instance_actions.ROUTES,
+    external_events.ROUTES,
+    versions_show.ROUTES,
+)
 
 
 def all_routes() -> Iterator[Route]:
-    """Every route that is served.  A new resource adds its module here."""
-    modules: tuple[tuple[Route, ...], ...] = ()
-    for routes in modules:
+    """Every route that is served.  A new resource adds its module above."""
+    for routes in RESOURCES:
         yield from routes
