@@ -22,6 +22,7 @@ from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
+from kilonova.model.context import RequestContext
 from kilonova.model.host import HostReport
 from kilonova.operations import external_event, power
 from kilonova.operations.cloud import Cloud
@@ -49,6 +50,8 @@ log = structlog.get_logger("kilonova")
 
 Progress = Callable[[str], None]
 
+EXAMPLE_IMAGE = "cirros-0.6.2-x86_64-disk"  # DevStack's name, which clients' own tests look for
+
 
 @dataclass
 class EmbeddedCloud:
@@ -75,6 +78,7 @@ class EmbeddedCloud:
     host: HostParts | None = None
     agent: Agent | None = None
     server: HttpServer | None = None
+    example_image: str = ""  # what a fake cloud can boot at once
     _loops: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -174,8 +178,18 @@ class EmbeddedCloud:
         await self.register(report)
         self.hosts.add(report.host, self.agent)
         if self.settings.driver == "fake":
-            await self.image.add_example()
+            example = await self.image.add_local(self._administrator(), EXAMPLE_IMAGE, bytes(1 << 20))
+            self.example_image = example.id
         self._loops.append(asyncio.create_task(self._report_alive(report.host), name="service-report"))
+
+    def _administrator(self) -> RequestContext:
+        assert self.accounts is not None
+        return RequestContext(
+            request_id=f"req-{new_uuid()}",
+            user_id=self.accounts.admin_user,
+            project_id=self.accounts.admin_project,
+            roles=frozenset({"admin"}),
+        )
 
     async def register(self, report: HostReport) -> None:
         """Take over what a host says of itself.  Raises Conflict for a host that has changed its identity."""

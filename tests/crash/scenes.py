@@ -20,8 +20,7 @@ from kilonova.testing.embedded import member, settled
 
 async def boot(cloud: EmbeddedCloud, name: str = "s") -> str:
     """Ask for a server; its uuid."""
-    images = await cloud.image.list_public()
-    request = CreateServer(name=name, flavor_id="42", image_id=images[0].id)
+    request = CreateServer(name=name, flavor_id="42", image_id=cloud.example_image)
     return (await create.submit(cloud.cloud, member(cloud), request))[0].uuid
 
 

@@ -69,6 +69,7 @@ class Walk:
                 if isinstance(result, Wait):
                     if not await self._wait(step, result, started):
                         return False
+                    self._tell(step.name, "done")
                     continue
                 await self._advance(step, result, started)
             except (errors.LostLease, DatabaseUnavailable):

@@ -52,6 +52,7 @@ async def kill(cloud: EmbeddedCloud) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await cloud.network.close()
+    await cloud.image.close()
     await cloud.db.close()
     fake_driver(cloud).guest_file.close()
     cloud.state.close()

@@ -1,0 +1,251 @@
+"""``kilonova demo``: from nothing to a running guest that answers, with every step shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from kilonova.cli.demo_client import Answer, DemoClient
+
+STEPS = 7  # of a create
+READY = 60.0  # seconds that the cloud has to come up
+BOOT = 300.0  # seconds that a guest has; under TCG on a busy machine that is not much
+IMAGE, NETWORK, KEY = "kn-guest", "demo", "demo"
+RULES = (
+    {"protocol": "icmp"},
+    {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22},
+    {"protocol": "tcp", "port_range_min": 80, "port_range_max": 80},
+)
+
+console = Console()
+
+
+@click.command()
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/var/lib/kilonova/demo"),
+    show_default=True,
+)
+@click.option(
+    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A qcow2 to boot."
+)
+@click.option("--driver", type=click.Choice(["libvirt", "fake"]), default="libvirt", show_default=True)
+@click.option("--port-offset", type=int, default=0)
+@click.option("--stop", is_flag=True, help="Stop the demo's cloud; its guests run on.")
+def demo(state_dir: Path, image: Path | None, driver: str, port_offset: int, stop: bool) -> None:
+    """Start a cloud, boot a server in it and show that it lives."""
+    if stop:
+        _stop(state_dir)
+        return
+    _ensure_cloud(state_dir, driver, port_offset)
+    client = DemoClient(state_dir / "clouds.yaml", "kilonova")
+    image_id = _ensure_image(client, state_dir, image, driver)
+    network_id, name_space = _ensure_network(client)
+    _open_the_group(client)
+    server = _boot(client, image_id, network_id)
+    address = _show_server(client, server)
+    if driver == "libvirt":
+        _follow_console(client, server["id"])
+        _fetch_page(name_space, address)
+    _farewell(state_dir, server["name"])
+
+
+# ---- the cloud ----
+
+
+def _pid_of(state_dir: Path) -> int | None:
+    """The pid of the demo's cloud, if that very process still runs."""
+    file = state_dir / "demo.pid"
+    try:
+        pid, started = file.read_text().split()
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19] == started:
+            return int(pid)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _stop(state_dir: Path) -> None:
+    pid = _pid_of(state_dir)
+    if pid is None:
+        console.print("The demo's cloud does not run.")
+        return
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(100):
+        if _pid_of(state_dir) is None:
+            console.print("The demo's cloud is stopped; its state stays in", str(state_dir))
+            return
+        time.sleep(0.1)  # noqa: TID251 - a program for people, not part of the service
+    raise click.ClickException(f"The cloud (pid {pid}) did not end within 10 seconds.")
+
+
+def _ensure_cloud(state_dir: Path, driver: str, port_offset: int) -> None:
+    if _pid_of(state_dir) is not None:
+        console.print("[green]✓[/] the cloud runs already")
+        return
+    state_dir.mkdir(parents=True, exist_ok=True)
+    output = state_dir / "demo.out"
+    command = [sys.executable, "-m", "kilonova.cli", "up", "--driver", driver]
+    command += ["--state-dir", str(state_dir), "--port-offset", str(port_offset)]
+    with output.open("w") as file, console.status("starting the cloud ...") as status:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        started = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        (state_dir / "demo.pid").write_text(f"{process.pid} {started}\n")
+        until = time.monotonic() + READY
+        while time.monotonic() < until:
+            lines = output.read_text().splitlines()
+            if any(line.startswith("ready") for line in lines):
+                break
+            if process.poll() is not None:
+                raise click.ClickException("The cloud did not start:\n" + "\n".join(lines[-10:]))
+            status.update(f"starting the cloud: {lines[-1] if lines else '...'}")
+            time.sleep(0.1)  # noqa: TID251
+        else:
+            raise click.ClickException(f"The cloud was not ready within {READY:.0f} s; see {output}.")
+    console.print("[green]✓[/] the cloud is up")
+
+
+# ---- what a server needs ----
+
+
+def _ensure_image(client: DemoClient, state_dir: Path, image: Path | None, driver: str) -> str:
+    name = IMAGE if driver == "libvirt" else ""
+    found = client.call("image", "GET", f"/v2/images?status=active&name={name}" if name else "/v2/images")
+    if found["images"]:
+        console.print(f"[green]✓[/] image {found['images'][0]['name']}")
+        return str(found["images"][0]["id"])
+    if image is None:
+        raise click.ClickException("There is no image yet: give one with --image FILE (qcow2).")
+    body = {"name": IMAGE, "disk_format": "qcow2", "container_format": "bare"}
+    made = client.call("image", "POST", "/v2/images", body)
+    columns = (TextColumn("  uploading the image"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=image.stat().st_size)
+        client.upload(made["id"], image, lambda size: progress.advance(task, size))
+    console.print(f"[green]✓[/] image {IMAGE} uploaded ({image.stat().st_size >> 20} MiB)")
+    return str(made["id"])
+
+
+def _ensure_network(client: DemoClient) -> tuple[str, str]:
+    """The id of the demo's network, and the name of its namespace on this host."""
+    found = client.call("network", "GET", f"/v2.0/networks?name={NETWORK}")["networks"]
+    if found:
+        network = found[0]
+        console.print(f"[green]✓[/] network {NETWORK}")
+    else:
+        network = client.call("network", "POST", "/v2.0/networks", {"network": {"name": NETWORK}})["network"]
+        subnet = {"network_id": network["id"], "cidr": "10.20.0.0/24", "ip_version": 4, "name": "demo-subnet"}
+        client.call("network", "POST", "/v2.0/subnets", {"subnet": subnet})
+        console.print(f"[green]✓[/] network {NETWORK} made, 10.20.0.0/24")
+    from kilonova.l2agent.namespace import namespace_name
+
+    return str(network["id"]), namespace_name(str(network["id"]))
+
+
+def _open_the_group(client: DemoClient) -> None:
+    """Let ping, SSH and HTTP into the default security group."""
+    groups = client.call("network", "GET", "/v2.0/security-groups?name=default")["security_groups"]
+    group = next(each for each in groups if each["project_id"] == client.project_id)
+    have = {(rule["protocol"], rule["port_range_min"]) for rule in group["security_group_rules"]}
+    for rule in RULES:
+        if (rule["protocol"], rule.get("port_range_min")) not in have:
+            body = {"security_group_id": group["id"], "direction": "ingress", "ethertype": "IPv4", **rule}
+            client.call("network", "POST", "/v2.0/security-group-rules", {"security_group_rule": body})
+    console.print("[green]✓[/] security group default lets in ping, SSH and HTTP")
+
+
+# ---- the server ----
+
+
+def _boot(client: DemoClient, image_id: str, network_id: str) -> dict[str, Any]:
+    """Create a server and follow the steps of the operation."""
+    existing = client.call("compute", "GET", "/servers?name=^demo-")["servers"]
+    numbers = [int(each["name"][5:]) for each in existing if each["name"][5:].isdigit()]
+    name = f"demo-{max(numbers, default=0) + 1}"
+    body = {"name": name, "imageRef": image_id, "flavorRef": "42", "networks": [{"uuid": network_id}]}
+    answer = client.call("compute", "POST", "/servers", {"server": body})
+    uuid = answer["server"]["id"]
+    request_id = answer.headers["x-compute-request-id"]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"{name}: place", total=STEPS)
+        while True:
+            server = client.call("compute", "GET", f"/servers/{uuid}")["server"]
+            action: Answer = client.call(
+                "compute", "GET", f"/servers/{uuid}/os-instance-actions/{request_id}"
+            )
+            events = action["instanceAction"].get("events", [])
+            doing = events[-1]["event"].split("_", 1)[-1].replace("_", " ") if events else "place"
+            progress.update(task, completed=len(events), description=f"{name}: {doing}")
+            if server["status"] == "ACTIVE":
+                progress.update(task, completed=STEPS, description=f"{name}: running")
+                return dict(server)
+            if server["status"] == "ERROR":
+                raise click.ClickException(f"{name} failed: {server['fault']['message']}")
+            time.sleep(0.1)  # noqa: TID251
+
+
+def _show_server(client: DemoClient, server: dict[str, Any]) -> str:
+    addresses = [each["addr"] for some in server["addresses"].values() for each in some]
+    console.print(f"[green]✓[/] {server['name']} is {server['status']}, address {', '.join(addresses)}")
+    return str(addresses[0]) if addresses else ""
+
+
+def _follow_console(client: DemoClient, uuid: str) -> None:
+    """Show what the guest writes until it says that it is ready."""
+    seen, until = 0, time.monotonic() + BOOT
+    console.print("[dim]console of the guest:[/]")
+    while time.monotonic() < until:
+        answer = client.call("compute", "POST", f"/servers/{uuid}/action", {"os-getConsoleOutput": {}})
+        lines = [line.rstrip("\r") for line in answer["output"].split("\n")]
+        for line in lines[seen:-1]:
+            console.print(f"  [dim]│[/] {escape(line)}", highlight=False)
+        seen = max(len(lines) - 1, seen)
+        if any(line.startswith("kn: ") and line.endswith(" ready") for line in lines):
+            return
+        time.sleep(0.5)  # noqa: TID251
+    raise click.ClickException(f"The guest was not ready within {BOOT:.0f} s.")
+
+
+def _fetch_page(name_space: str, address: str) -> None:
+    from kilonova.errors import KilonovaError
+    from kilonova.l2agent.reach import open_connection_in
+
+    async def fetch() -> str:
+        reader, writer = await open_connection_in(name_space, address, 80)
+        writer.write(f"GET / HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+        async with asyncio.timeout(20):
+            page = (await reader.read()).decode(errors="replace")
+        writer.close()
+        return page.split("\r\n\r\n", 1)[-1].strip()
+
+    try:
+        page = asyncio.run(fetch())
+    except (KilonovaError, TimeoutError) as error:
+        raise click.ClickException(f"The guest does not answer on http://{address}/: {error}") from error
+    console.print(f"[green]✓[/] http://{address}/ says: {page}")
+
+
+def _farewell(state_dir: Path, name: str) -> None:
+    text = (
+        f"export OS_CLIENT_CONFIG_FILE={state_dir}/clouds.yaml OS_CLOUD=kilonova\n"
+        "openstack server list\n"
+        f"openstack console log show {name}\n"
+        f"openstack server event list {name}"
+    )
+    console.print(Panel(text, title="The cloud runs on. Try (after `make client`)", expand=False))
