@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kilonova.api import (
+    availability_zones,
+    extensions,
     external_events,
+    flavor_access,
+    flavor_extra_specs,
+    flavors,
+    hypervisors,
     instance_actions,
+    keypairs,
+    limits,
+    quota_classes,
+    quotas,
     server_actions,
     server_diagnostics,
     server_ips,
     server_metadata,
     server_tags,
     servers,
+    services,
+    usages,
     versions_show,
 )
 from kilonova.api.routes import Route
@@ -26,6 +38,18 @@ RESOURCES: tuple[tuple[Route, ...], ...] = (
     server_diagnostics.ROUTES,
     instance_actions.ROUTES,
     external_events.ROUTES,
+    flavors.ROUTES,
+    flavor_extra_specs.ROUTES,
+    flavor_access.ROUTES,
+    keypairs.ROUTES,
+    limits.ROUTES,
+    quotas.ROUTES,
+    quota_classes.ROUTES,
+    usages.ROUTES,
+    availability_zones.ROUTES,
+    hypervisors.ROUTES,
+    services.ROUTES,
+    extensions.ROUTES,
     versions_show.ROUTES,
 )
 

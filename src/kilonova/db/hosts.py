@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, delete, func, or_, select, update
 
 from kilonova.clock import SECOND
 from kilonova.db.engine import Row, Statement, Tx, insert_into
-from kilonova.db.tables.compute import hosts
+from kilonova.db.tables.compute import hosts, instances
 from kilonova.errors import Conflict, NotFound
 from kilonova.model.host import Host, HostReport
 
@@ -67,6 +67,12 @@ FORCE_DOWN = Statement(
 )
 DELETE = Statement(delete(_t).where(_t.c.host == bindparam("host")))
 COUNT = Statement(select(func.count()).select_from(_t))
+_i = instances.c
+GUESTS = Statement(
+    select(_i.host, _i.id, _i.uuid, _i.task_state)
+    .where(_i.deleted_at.is_(None), _i.host.is_not(None))
+    .order_by(_i.id)
+)
 
 _encode = msgspec.json.Encoder().encode
 _cpu_info = msgspec.json.Decoder(dict[str, object]).decode
@@ -190,3 +196,19 @@ def remove(tx: Tx, host: str) -> None:
 
 def count(tx: Tx) -> int:
     return int(tx.scalar(COUNT))
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """A living server of a host, in the few words that lists of hypervisors need."""
+
+    id: int
+    uuid: str
+    task_state: str | None
+
+
+def guests(tx: Tx) -> dict[str, list[Guest]]:
+    """Host -> its living servers, oldest first."""
+    found: dict[str, list[Guest]] = {}
+    for host, number, server, task_state in tx.all(GUESTS):
+        found.setdefault(host, []).append(Guest(number, server, task_state))
+    return found

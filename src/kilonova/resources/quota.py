@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from kilonova.db.quotas import COUNTED, UNLIMITED, exceeded, over_quota
 from kilonova.errors import Invalid
+from kilonova.settings import Settings
 
 LARGEST = 2**31 - 1  # what Nova's columns hold
 
@@ -34,6 +35,11 @@ GONE = {
     "security_group_rules": UNLIMITED,
 }
 """Resources that the network service counts by now: old microversions show them as unlimited."""
+
+
+def defaults(settings: Settings) -> dict[str, int]:
+    """Resource -> the limit that [quota] gives to whom no other is set."""
+    return {**GONE, **{name: settings.number(option, "quota") for name, option in OPTIONS.items()}}
 
 
 def fitting(

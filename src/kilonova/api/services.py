@@ -1,0 +1,149 @@
+"""``/os-services``: the compute service of each host, and what this controller runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kilonova.api.call import Call
+from kilonova.api.routes import Route
+from kilonova.api.schema.kinds import is_uuid
+from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
+from kilonova.api.views.services import COMPUTE, SERVICE, Service, compute_service, controller_services
+from kilonova.db import hosts, instances
+from kilonova.db.engine import Tx
+from kilonova.errors import Conflict, Invalid, NotFound
+from kilonova.model.host import Host
+
+_RULE = "os_compute_api:os-services"
+_PATH = "/os-services/{service_id}"
+_BY_UUID_SINCE = 53
+_FORCE_DOWN_SINCE = 11
+
+
+def _controllers(call: Call) -> list[Service]:
+    return controller_services(call.cloud.clock.now(), call.cloud.settings)
+
+
+def _compute(call: Call, host: Host) -> Service:
+    return compute_service(host, call.cloud.clock.now(), call.cloud.settings)
+
+
+async def index(call: Call) -> dict[str, Any]:
+    found = await call.cloud.db.read(hosts.list_all)
+    services = [*_controllers(call), *(_compute(call, host) for host in found)]
+    host, binary = call.query.last("host"), call.query.last("binary")
+    render = SERVICE.bind(call)
+    return {
+        "services": [
+            render(service)
+            for service in services
+            if (not host or service.host == host) and (not binary or service.binary == binary)
+        ]
+    }
+
+
+def _not_found(service_id: str) -> NotFound:
+    return NotFound(f"Service {service_id} could not be found.")
+
+
+def _refuse_controllers(call: Call, service_id: str) -> None:
+    """Raises Invalid for a service of this process, which cannot be disabled on its own."""
+    for service in _controllers(call):
+        if service_id.lower() in (service.uuid, str(service.id)):
+            raise Invalid(
+                f"Updating a {service.binary} service is not supported. Must be a nova-compute service."
+            )
+
+
+def _check_uuid(service_id: str) -> None:
+    if not is_uuid(service_id):
+        raise Invalid(f"Invalid uuid {service_id}")
+
+
+async def update(call: Call) -> dict[str, Any]:
+    service_id, given = call.path["service_id"], call.body
+    _check_uuid(service_id)
+    _refuse_controllers(call, service_id)
+    if given.disabled_reason is not None and given.status != "disabled":
+        raise Invalid("Specifying 'disabled_reason' is only allowed with the status 'disabled'.")
+    if given.status is None and given.forced_down is None:
+        raise Invalid("No updates were requested. Fields 'status' or 'forced_down' should be specified.")
+    now = call.cloud.clock.now()
+
+    def write(tx: Tx) -> Host:
+        host = hosts.by_service(tx, service_id)
+        if host is None:
+            raise _not_found(service_id)
+        if given.status is not None:
+            hosts.set_disabled(tx, host.host, given.status == "disabled", given.disabled_reason, now)
+        if given.forced_down is not None:
+            hosts.set_forced_down(tx, host.host, given.forced_down, now)
+        changed = hosts.show(tx, host.host)
+        assert changed is not None
+        return changed
+
+    changed = await call.cloud.db.write(write)
+    return {"service": SERVICE.bind(call)(_compute(call, changed))}
+
+
+async def update_by_verb(call: Call) -> dict[str, Any]:
+    """enable, disable, disable-log-reason and, from 2.11 on, force-down."""
+    verb, given = call.path["service_id"], call.body
+    shown: dict[str, Any] = {"host": given.host, "binary": given.binary}
+    now = call.cloud.clock.now()
+    if verb == "force-down" and call.version >= _FORCE_DOWN_SINCE:
+        if given.forced_down is None:
+            raise Invalid("Missing forced_down field")
+        shown["forced_down"] = given.forced_down
+    elif verb == "disable-log-reason" and given.disabled_reason is None:
+        raise Invalid("Missing disabled reason field")
+    elif verb in ("enable", "disable", "disable-log-reason"):
+        shown["status"] = "enabled" if verb == "enable" else "disabled"
+        if verb == "disable-log-reason":
+            shown["disabled_reason"] = given.disabled_reason
+    else:
+        raise NotFound("Unknown action")
+
+    def write(tx: Tx) -> None:
+        if given.binary != COMPUTE or hosts.show(tx, given.host) is None:
+            raise NotFound(f"Could not find binary {given.binary} on host {given.host}.")
+        if "forced_down" in shown:
+            hosts.set_forced_down(tx, given.host, shown["forced_down"], now)
+        else:
+            disabled = shown["status"] == "disabled"
+            hosts.set_disabled(tx, given.host, disabled, shown.get("disabled_reason"), now)
+
+    await call.cloud.db.write(write)
+    return {"service": shown}
+
+
+async def delete(call: Call) -> None:
+    """An agent that still runs reports anew and gets a service of another id."""
+    service_id = call.path["service_id"]
+    if call.version >= _BY_UUID_SINCE:
+        _check_uuid(service_id)
+    elif not (service_id.isascii() and service_id.isdecimal()):
+        raise Invalid(f"Invalid service id {service_id}: it must be an integer.")
+    if any(service_id.lower() in (one.uuid, str(one.id)) for one in _controllers(call)):
+        raise Conflict("This service is a part of the process that answers: it cannot be deleted.")
+
+    def write(tx: Tx) -> None:
+        host = hosts.by_service(tx, service_id)
+        if host is None:
+            raise _not_found(service_id)
+        if instances.uuids_by_host(tx, host.host):
+            raise Conflict(
+                "Unable to delete compute service that is hosting instances. "
+                "Migrate or delete the instances first."
+            )
+        hosts.remove(tx, host.host)
+
+    await call.cloud.db.write(write)
+
+
+ROUTES = (
+    Route("GET", "/os-services", index, policy=f"{_RULE}:list", query=LIST),
+    Route("PUT", _PATH, update_by_verb, policy=f"{_RULE}:update", until=52, body=VerbOnService),
+    Route("PUT", _PATH, update, policy=f"{_RULE}:update", since=53, body=UpdateService),
+    Route("DELETE", _PATH, delete, policy=f"{_RULE}:delete", success=204),
+)
