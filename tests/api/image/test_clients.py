@@ -17,8 +17,11 @@ import pytest
 
 from tests.api.image.cloud import Cloud
 
-# What the SDK says of its own use of itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+# What the SDK says of its own use of itself, and the file that it leaves open.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning", "ResourceWarning")
+]
 
 
 def credentials(cloud: Cloud, user: str) -> dict[str, str]:
@@ -82,6 +85,7 @@ def test_the_sdk_uploads_checks_and_downloads(connect: Callable[[str], Any], tmp
         disk_format="qcow2",
         container_format="bare",
         wait=True,
+        validate_checksum=True,
         hw_disk_bus="scsi",
     )
     found = alice.image.get_image(image.id)
@@ -92,7 +96,7 @@ def test_the_sdk_uploads_checks_and_downloads(connect: Callable[[str], Any], tmp
         found.properties["owner_specified.openstack.sha256"] == hashlib.sha256(disk.read_bytes()).hexdigest()
     )
     # The same file again is seen to be there.
-    assert alice.create_image("sdk disk", filename=str(disk), disk_format="qcow2").id == image.id
+    assert alice.create_image("sdk disk", filename=str(disk), validate_checksum=True, disk_format="qcow2").id == image.id
     got = b"".join(alice.image.download_image(image.id, stream=True).iter_content(65536))
     assert got == disk.read_bytes()
     alice.image.update_image(image.id, name="renamed", hw_disk_bus="virtio")
