@@ -17,6 +17,7 @@ from kilonova.errors import Forbidden
 from kilonova.model.context import RequestContext
 
 MAX_KEPT = 20_000
+NO_FILE = "/nonexistent/policy.yaml"  # an absolute path, so that no directory is searched
 
 
 class Policy:
@@ -31,9 +32,8 @@ class Policy:
     def _load(self) -> Any:
         conf = cfg.ConfigOpts()
         conf([], project="kilonova", default_config_files=[], default_config_dirs=[])
-        enforcer = oslo.Enforcer(
-            conf, policy_file=str(self.path) if self._stamp else None, use_conf=self._stamp is not None
-        )
+        enforcer = oslo.Enforcer(conf, policy_file=str(self.path or NO_FILE))
+        conf.set_override("policy_dirs", [], group="oslo_policy")
         enforcer.suppress_default_change_warnings = True
         enforcer.suppress_deprecation_warnings = True
         for name, check in BASE.items():
