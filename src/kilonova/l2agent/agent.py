@@ -1,0 +1,234 @@
+"""The layer-2 agent of a host: wires the ports of guests as the network service says.
+
+One task converges.  It is woken by the switch (a port came, changed, went), by the network service (a port
+or a network changed), by the switch's restart, and by time; then it looks at what is and does what is
+missing.  ``port_up`` is said when the switch has confirmed everything.
+
+The integration bridge is the agent's: what has no flows of it passes nothing (fail mode "secure").
+Tunnels and patch ports are trunks; other ports that somebody may add are dead until they carry an
+``iface-id`` that the network service knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from kilonova.clock import Clock
+from kilonova.errors import KilonovaError
+from kilonova.l2agent import flows
+from kilonova.l2agent.datapath import choose_datapath
+from kilonova.l2agent.network import Place, ServeMetadata
+from kilonova.l2agent.networks import LocalNetworks
+from kilonova.l2agent.openflow import FlowTable, FlowWatch
+from kilonova.l2agent.options import L2Options
+from kilonova.l2agent.ovsdb import Ovsdb
+from kilonova.l2agent.ports import LocalPorts
+from kilonova.l2agent.source import WiringSource
+from kilonova.l2agent.switch import TABLES, Switch
+from kilonova.l2agent.todo import EVERYTHING, Key, Todo
+
+log = structlog.get_logger("kilonova.l2agent")
+
+_FLOWS: Key = ("flows", "")
+_TRUNKS: Key = ("trunks", "")
+
+
+class L2Agent:
+    """``start`` and ``stop``; guests and their wiring outlive it."""
+
+    def __init__(
+        self,
+        source: WiringSource,
+        ovsdb: Ovsdb,
+        clock: Clock,
+        options: L2Options,
+        serve_metadata: ServeMetadata,
+    ) -> None:
+        self._source = source
+        self._ovsdb = ovsdb
+        self._options = options
+        self._switch = Switch(ovsdb, options.bridge, self._switch_changed)
+        self._flows = FlowTable(ovsdb.directory, options.bridge)
+        self._watch = FlowWatch(self._flows.socket, clock, self._switch_answers)
+        self._todo = Todo(clock)
+        place = Place(
+            directory=options.directory / "networks",
+            prefix=options.prefix,
+            owner=_owner(options.directory),
+            domain=options.dhcp_domain,
+        )
+        self._networks = LocalNetworks(source, self._switch, self._flows, serve_metadata, place)
+        self._ports = LocalPorts(source, self._switch, self._flows, self._networks, options.host)
+        self._trunks: dict[str, int] = {}
+        self._datapath: str | None = None
+        self._adopted = False  # whether everything was once looked at without a failure
+        self._unsubscribe: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def datapath_type(self) -> str:
+        """What the bridge has, after ``start``: ``system`` or ``netdev``."""
+        return self._switch.datapath_type or "system"
+
+    async def start(self) -> None:
+        """Take over the bridge (made if need be) and begin to converge.
+
+        Raises Unreachable if Open vSwitch does not run, HostFault if it cannot have the bridge.
+        """
+        await self._ovsdb.open(TABLES, self._switch)
+        try:
+            await self._ensure_bridge()
+            await self._flows.change(flows.adding(flows.base_flows()))
+        except BaseException:
+            await self._ovsdb.close()
+            raise
+        self._unsubscribe = self._source.subscribe(self._source_changed)
+        self._watch.start()
+        self._todo.everything()
+        self._task = asyncio.create_task(self._run(), name="l2 agent")
+
+    async def stop(self) -> None:
+        """End; guests keep their network, DHCP goes on, metadata is not served any more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        await self._watch.stop()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await self._networks.close()
+        await self._ovsdb.close()
+
+    def namespace(self, network_id: str) -> str | None:
+        """The namespace of a network that is on this host now, for ``reach.open_connection_in``."""
+        network = self._networks.get(network_id)
+        return network.namespace if network else None
+
+    # ---- what wakes it ----
+
+    def _switch_changed(self, names: set[str]) -> None:
+        ports = self._switch.ports()
+        devices = self._networks.devices()
+        for name in names:
+            port = ports.get(name)
+            known = self._ports.named(name)
+            if known is not None and not self._ports.is_right(known, port):
+                self._todo.add("port", known)
+            if port is not None and port.iface_id is not None and port.iface_id != known:
+                self._todo.add("port", port.iface_id)
+            if name in devices and (port is None or port.ofport is None):
+                self._todo.add("network", devices[name])
+            if name in self._trunks or (port is not None and port.is_trunk):
+                self._todo.add(*_TRUNKS)
+        if not self._switch.exists:
+            self._todo.everything()
+
+    def _source_changed(self, kind: str, thing: str) -> None:
+        if kind in ("port", "network"):
+            self._todo.add(kind, thing)
+
+    async def _switch_answers(self) -> None:
+        self._todo.add(*_FLOWS)
+
+    # ---- the loop ----
+
+    async def _run(self) -> None:
+        while True:
+            keys = await self._todo.take(self._options.compare_interval)
+            try:
+                await self._ensure_bridge()
+                await self._converge(keys)
+            except KilonovaError as error:
+                log.warning("wiring is late", error=str(error), host=self._options.host)
+                self._todo.again(keys)
+            except Exception:  # a fault with one thing must not end the wiring of all others
+                log.exception("wiring failed", keys=sorted(keys), host=self._options.host)
+                self._todo.again(keys)
+
+    async def _converge(self, keys: set[Key]) -> None:
+        everything = EVERYTHING in keys
+        if _FLOWS in keys:
+            await self._restore_flows()
+        ports = {thing for kind, thing in keys if kind == "port"}
+        networks = {thing for kind, thing in keys if kind == "network"}
+        if everything:
+            ports |= self._switch.guest_ports().keys() | self._ports.ids()
+            networks |= self._networks.ids()
+        if everything or _TRUNKS in keys:
+            await self._converge_trunks()
+        failed = self._failures("port", await self._ports.converge(ports))
+        known = self._ports.details()
+        failed |= self._failures("network", await self._networks.converge(networks, known))
+        if self._adopted or not failed:
+            # Before everything was looked at, a network without ports may only be one not yet heard of.
+            await self._networks.keep_only({port.network_id for port in known})
+        if everything and not failed and not self._adopted:
+            await self._flows.replace(self._all_flows())
+            await self._networks.remove_strays()
+            self._adopted = True
+        self._todo.done(keys - failed)
+        self._todo.again(failed)
+
+    def _failures(self, kind: str, errors: dict[str, KilonovaError]) -> set[Key]:
+        for thing, error in errors.items():
+            log.warning(f"the {kind} is not ready", id=thing, error=str(error), host=self._options.host)
+        return {(kind, thing) for thing in errors}
+
+    # ---- the bridge ----
+
+    async def _ensure_bridge(self) -> None:
+        if self._datapath is None:
+            wanted = self._options.datapath_type
+            if wanted == "auto" and self._switch.datapath_type == "netdev":
+                wanted = "netdev"  # the bridge is in use as it is
+            self._datapath = await choose_datapath(wanted)
+        await self._switch.ensure(self._datapath)
+
+    async def _converge_trunks(self) -> None:
+        trunks = self._trunk_numbers()
+        if trunks == self._trunks:
+            return
+        lines = [flows.delete(flows.trunk_cookie(old)) for old in self._trunks.values()]
+        for number in trunks.values():
+            lines += flows.adding(flows.trunk_flows(number))
+        await self._flows.change(lines)
+        self._trunks = trunks
+
+    def _trunk_numbers(self) -> dict[str, int]:
+        ports = {name: port.ofport for name, port in self._switch.ports().items() if port.is_trunk}
+        return {name: number for name, number in ports.items() if number is not None}
+
+    async def _restore_flows(self) -> None:
+        """After a restart the switch has no flows and new devices, perhaps under other numbers."""
+        if await self._flows.has(flows.base_cookie()):
+            return
+        log.warning("the switch has lost its flows", bridge=self._options.bridge)
+        await self._switch.applied()
+        self._networks.mark_lost()
+        await self._flows.replace(self._all_flows())
+        self._todo.everything()
+
+    def _all_flows(self) -> list[str]:
+        wanted = flows.base_flows() + self._networks.flows() + self._ports.flows()
+        self._trunks = self._trunk_numbers()
+        for number in self._trunks.values():
+            wanted += flows.trunk_flows(number)
+        return wanted
+
+
+def _owner(directory: Path) -> str:
+    """The name under which this host's agent marks what it makes; the same for ever."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "owner"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    path.write_text(str(uuid.uuid4()))
+    return path.read_text()
