@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -18,7 +17,7 @@ import msgspec
 
 from kilonova.api.call import Call
 from kilonova.api.view import OMIT, Getter, Item, View
-from kilonova.clock import iso_micro, iso_z
+from kilonova.clock import SECOND, iso_z
 from kilonova.db.engine import Row
 from kilonova.db.instance_list import DETAIL
 from kilonova.model.flavor import Flavor
@@ -81,7 +80,7 @@ def moment(name: str) -> Getter:
 
     def get(row: Row) -> str | None:
         value = row[position]
-        return None if value is None else iso_micro(value)
+        return None if value is None else micro(value)
 
     return get
 
@@ -104,20 +103,46 @@ def _progress(row: Row) -> Any:
     return row[AT["progress"]] if _status(row) in SHOWING_PROGRESS else OMIT
 
 
-def _zulu(value: int) -> str:
-    """As ``clock.iso_z``, for thousands."""
-    return datetime.fromtimestamp(value // 1_000_000, UTC).isoformat()[:19] + "Z"
+class _Days(dict[int, str]):
+    """Day since 1970 -> its date."""
+
+    def __missing__(self, day: int) -> str:
+        if len(self) > 10_000:
+            self.clear()
+        found = self[day] = iso_z(day * 86_400 * SECOND)[:10]
+        return found
 
 
-assert _zulu(1) == iso_z(1)
+class _Times(dict[int, str]):
+    """Second of the day -> its time."""
+
+    def __missing__(self, second: int) -> str:
+        found = self[second] = f"T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"
+        return found
+
+
+_days, _times = _Days(), _Times()
+
+
+def zulu(value: int) -> str:
+    """As ``clock.iso_z``, at a fifth of its cost."""
+    day, second = divmod(value // SECOND, 86_400)
+    return _days[day] + _times[second] + "Z"
+
+
+def micro(value: int) -> str:
+    """As ``clock.iso_micro``, at a fifth of its cost."""
+    seconds, part = divmod(value, SECOND)
+    day, second = divmod(seconds, 86_400)
+    return f"{_days[day]}{_times[second]}.{part:06}"
 
 
 def _created(row: Row) -> str:
-    return _zulu(row[_CREATED])
+    return zulu(row[_CREATED])
 
 
 def _updated(row: Row) -> str:
-    return _zulu(row[_UPDATED] or row[_CREATED])
+    return zulu(row[_UPDATED] or row[_CREATED])
 
 
 @lru_cache(maxsize=8192)
@@ -130,8 +155,10 @@ def _host_id(row: Row) -> str:
     return host_id(row[_PROJECT], row[_HOST])
 
 
-def addresses_of(text: str, extended: bool) -> dict[str, list[dict[str, Any]]]:
+def addresses_of(text: str, extended: bool) -> msgspec.Raw:
     """Network name -> addresses, in the order of the ports."""
+    if text == "[]":
+        return _NO_ADDRESSES
     result: dict[str, list[dict[str, Any]]] = {}
     for vif in _vifs(text):
         shown = result.setdefault(vif.network_name, [])
@@ -141,14 +168,18 @@ def addresses_of(text: str, extended: bool) -> dict[str, list[dict[str, Any]]]:
                 entry["OS-EXT-IPS:type"] = "fixed"
                 entry["OS-EXT-IPS-MAC:mac_addr"] = vif.mac
             shown.append(entry)
-    return result
+    return msgspec.Raw(_encode(result))
 
 
-def _addresses(row: Row) -> dict[str, list[dict[str, Any]]]:
+_NO_ADDRESSES = msgspec.Raw(b"{}")
+_EMPTY_LIST = msgspec.Raw(b"[]")
+
+
+def _addresses(row: Row) -> msgspec.Raw:
     return addresses_of(row[AT["vifs"]], True)
 
 
-def _plain_addresses(row: Row) -> dict[str, list[dict[str, Any]]]:
+def _plain_addresses(row: Row) -> msgspec.Raw:
     return addresses_of(row[AT["vifs"]], False)
 
 
@@ -211,11 +242,19 @@ def _bind_image(call: Call) -> Getter:
 
 
 def _links(call: Call, position: int) -> Getter:
-    own, bookmark = f"{call.links}/servers/", f"{call.bookmarks}/servers/"
+    """Written out, since a list has two thousand of them: uuids need no escapes, addresses get theirs."""
+    own = _encode(f"{call.links}/servers/").decode()[:-1]
+    bookmark = _encode(f"{call.bookmarks}/servers/").decode()[:-1]
+    raw = msgspec.Raw
+    before, between, after = (
+        f'[{{"rel":"self","href":{own}',
+        f'"}},{{"rel":"bookmark","href":{bookmark}',
+        '"}]',
+    )
 
-    def get(row: Row) -> list[dict[str, str]]:
+    def get(row: Row) -> msgspec.Raw:
         uuid = row[position]
-        return [{"rel": "self", "href": own + uuid}, {"rel": "bookmark", "href": bookmark + uuid}]
+        return raw(before + uuid + between + uuid + after)
 
     return get
 
@@ -283,7 +322,7 @@ _BODY = (
     Item("pinned_availability_zone", column("pinned_availability_zone"), since=96),
     Item("scheduler_hints", json_column("hints"), since=100),
 )
-_GROUPS = Item("server_groups", lambda row: [], since=71)
+_GROUPS = Item("server_groups", lambda row: _EMPTY_LIST, since=71)
 _EXTENDED = (
     Item("addresses", _addresses),
     Item("OS-EXT-AZ:availability_zone", bind=_bind_zone),
@@ -305,7 +344,7 @@ _EXTENDED = (
     Item("OS-EXT-STS:task_state", column("task_state")),
     Item("OS-EXT-STS:vm_state", column("vm_state")),
     Item("OS-EXT-STS:power_state", column("power_state")),
-    Item("os-extended-volumes:volumes_attached", lambda row: []),
+    Item("os-extended-volumes:volumes_attached", lambda row: _EMPTY_LIST),
 )
 
 SUMMARY_VIEW = View(
