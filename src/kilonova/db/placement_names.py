@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Column, Table, bindparam, delete, select
+from sqlalchemy import Column, Table, bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.tables.placement import (
+    allocations,
     custom_resource_classes,
     custom_traits,
     inventories,
@@ -56,3 +57,11 @@ class Names:
 
 traits = Names(custom_traits, provider_traits.c.trait)
 resource_classes = Names(custom_resource_classes, inventories.c.resource_class)
+
+
+def rename_class(tx: Tx, name: str, new: str) -> None:
+    """Give a resource class of one's own another name, wherever it is used."""
+    for table in (inventories, allocations):
+        tx.run(update(table).where(table.c.resource_class == name).values(resource_class=new))
+    resource_classes.drop(tx, name)
+    resource_classes.add(tx, new)

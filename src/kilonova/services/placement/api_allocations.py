@@ -1,0 +1,222 @@
+"""Who holds what: allocations by consumer, and usages of a project."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.responses import Response
+
+from kilonova.db import placement
+from kilonova.db import placement_allocations as allocations
+from kilonova.db import placement_providers as providers
+from kilonova.db.engine import Tx
+from kilonova.db.placement_allocations import Consumer
+from kilonova.errors import Forbidden, Invalid, NotFound
+from kilonova.services.placement import known
+from kilonova.services.placement.call import At, BadQuery, Call, Routes, convert, is_uuid, no_content
+
+OWNERS, OBJECTS, GENERATIONS, MAPPINGS, TYPES = 8, 12, 28, 34, 38
+NOBODY = "00000000-0000-0000-0000-000000000000"
+UNKNOWN = "unknown"
+_TYPE = re.compile(r"[A-Z0-9_]{1,255}\Z")
+
+Amounts = dict[str, Annotated[int, Meta(ge=1, le=2**31 - 1)]]
+Owner = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class Of(msgspec.Struct, forbid_unknown_fields=True):
+    uuid: str
+
+
+class Listed(msgspec.Struct, forbid_unknown_fields=True):
+    resource_provider: Of
+    resources: Amounts
+
+
+class Keyed(msgspec.Struct, forbid_unknown_fields=True):
+    resources: Amounts
+    generation: int | UnsetType = UNSET  # clients send back what they got
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of all microversions; which of it may or must be there is said by ``_read``."""
+
+    allocations: list[Listed] | dict[str, Keyed]
+    project_id: Owner | UnsetType = UNSET
+    user_id: Owner | UnsetType = UNSET
+    consumer_generation: int | UnsetType | None = UNSET
+    mappings: dict[str, list[str]] | UnsetType = UNSET
+    consumer_type: str | UnsetType = UNSET
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a consumer shall hold; ``generation`` is what the caller knows of it."""
+
+    consumer: Consumer
+    resources: placement.Held
+    generation: object
+
+
+def _read(call: Call, consumer: str, body: Body, *, may_be_empty: bool) -> Wanted:
+    """Raises Invalid for what this microversion does not allow."""
+    if not is_uuid(consumer):
+        raise Invalid(f"Malformed consumer_uuid: {consumer}.")
+    for name, since, needed in (
+        ("project_id", OWNERS, True),
+        ("user_id", OWNERS, True),
+        ("consumer_generation", GENERATIONS, True),
+        ("mappings", MAPPINGS, False),
+        ("consumer_type", TYPES, True),
+    ):
+        there = getattr(body, name) is not UNSET
+        if there and call.version < since:
+            raise Invalid(f"JSON does not validate: '{name}' is not known at 1.{call.version}.")
+        if needed and not there and call.version >= since:
+            raise Invalid(f"JSON does not validate: '{name}' is a required property.")
+    kind = None if body.consumer_type is UNSET else body.consumer_type
+    if kind is not None and not _TYPE.match(kind):
+        raise Invalid("JSON does not validate: 'consumer_type' must be of A to Z, 0 to 9 and _.")
+    resources = _resources(call, body)
+    if not resources and not may_be_empty:
+        raise Invalid("JSON does not validate: 'allocations' must not be empty.")
+    owner = Consumer(
+        uuid=str(uuid.UUID(consumer)),
+        generation=0,
+        project_id=NOBODY if body.project_id is UNSET else body.project_id,
+        user_id=NOBODY if body.user_id is UNSET else body.user_id,
+        consumer_type=kind,
+    )
+    known_generation = body.consumer_generation if call.version >= GENERATIONS else allocations.ANY
+    return Wanted(owner, resources, known_generation)
+
+
+def _resources(call: Call, body: Body) -> placement.Held:
+    if isinstance(body.allocations, dict) != (call.version >= OBJECTS):
+        kind = "an object" if call.version >= OBJECTS else "a list"
+        raise Invalid(f"JSON does not validate: 'allocations' must be {kind}.")
+    if isinstance(body.allocations, dict):
+        pairs = [(of, each.resources) for of, each in body.allocations.items()]
+    else:
+        pairs = [(each.resource_provider.uuid, each.resources) for each in body.allocations]
+    found: placement.Held = {}
+    for of, resources in pairs:
+        if not is_uuid(of) or of in found:
+            raise Invalid(f"JSON does not validate: {of} is no uuid of a provider, or stands twice.")
+        if not resources:
+            raise Invalid(f"JSON does not validate: the resources of {of} must not be empty.")
+        found[of] = resources
+    return found
+
+
+def _put(tx: Tx, wanted: Wanted) -> None:
+    for name in {name for resources in wanted.resources.values() for name in resources}:
+        if not known.resource_class(tx, name):
+            raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
+    try:
+        allocations.put(tx, wanted.consumer, wanted.resources, wanted.generation)
+    except NotFound as error:
+        raise Invalid(f"Unable to allocate inventory: {error}") from error
+
+
+async def show(call: Call) -> Response:
+    call.need_admin()
+    consumer = call.part("consumer")
+
+    def look(tx: Tx) -> dict[str, Any]:
+        found = allocations.consumer(tx, consumer)
+        if found is None:
+            return {"allocations": {}}
+        held = {
+            of: {"generation": providers.show(tx, of).generation, "resources": resources}
+            for of, resources in placement.held(tx, consumer).items()
+        }
+        view: dict[str, Any] = {"allocations": held}
+        if call.version >= OBJECTS:
+            view |= {"project_id": found.project_id, "user_id": found.user_id}
+        if call.version >= GENERATIONS:
+            view["consumer_generation"] = found.generation
+        if call.version >= TYPES:
+            view["consumer_type"] = found.consumer_type or UNKNOWN
+        return view
+
+    return call.answer(await call.db.read(look))
+
+
+async def put(call: Call) -> Response:
+    call.need_admin()
+    body = await call.read(Body)
+    wanted = _read(call, call.part("consumer"), body, may_be_empty=call.version >= GENERATIONS)
+    await call.db.write(lambda tx: _put(tx, wanted))
+    return no_content()
+
+
+async def post(call: Call) -> Response:
+    """Several consumers at once, all or none."""
+    call.need_admin()
+    found = await call.body()
+    if not found:
+        raise Invalid("JSON does not validate: at least one consumer is needed.")
+    wanted = [
+        _read(call, consumer, convert(found[consumer], Body), may_be_empty=True) for consumer in sorted(found)
+    ]
+
+    def change(tx: Tx) -> None:
+        # who gives something back goes first, so that another may have it
+        for each in sorted(wanted, key=lambda each: (bool(each.resources), each.consumer.uuid)):
+            _put(tx, each)
+
+    await call.db.write(change)
+    return no_content()
+
+
+async def delete(call: Call) -> Response:
+    call.need_admin()
+    consumer = call.part("consumer")
+    if not await call.db.write(lambda tx: placement.release(tx, consumer)):
+        raise NotFound(f"No allocations for consumer '{consumer}'.")
+    return no_content()
+
+
+async def usages(call: Call) -> Response:
+    names = ("project_id", "user_id", "consumer_type")[: 3 if call.version >= TYPES else 2]
+    wanted = {name: values[0] for name, values in call.queries(*names).items()}
+    project = wanted.get("project_id")
+    if not project:
+        raise BadQuery("Invalid query string parameters: 'project_id' is a required property.")
+    own = call.context.project_id == project and "reader" in call.context.roles
+    if not own and not call.context.is_admin:
+        raise Forbidden("Policy does not allow this request to be performed: it is another project.")
+    found, counts = await call.db.read(lambda tx: allocations.usages(tx, project, wanted.get("user_id")))
+    if call.version >= TYPES:
+        return call.answer({"usages": _by_type(found, counts, wanted.get("consumer_type"))})
+    totals: dict[str, int] = {}
+    for each in found:
+        totals[each.resource_class] = totals.get(each.resource_class, 0) + each.used
+    return call.answer({"usages": totals})
+
+
+def _by_type(
+    found: list[allocations.Usage], counts: dict[str | None, int], wanted: str | None
+) -> dict[str, dict[str, int]]:
+    result: dict[str, dict[str, int]] = {}
+    for kind, count in counts.items():
+        name = "all" if wanted == "all" else kind or UNKNOWN
+        if wanted in (None, "all", name):
+            group = result.setdefault(name, {"consumer_count": 0})
+            group["consumer_count"] += count
+    for each in found:
+        name = "all" if wanted == "all" else each.consumer_type or UNKNOWN
+        if name in result:
+            result[name][each.resource_class] = result[name].get(each.resource_class, 0) + each.used
+    return result
+
+
+ROUTES: Routes = {
+    "/allocations": {"POST": At(post, 13)},
+    "/allocations/{consumer}": {"GET": At(show), "PUT": At(put), "DELETE": At(delete)},
+    "/usages": {"GET": At(usages, 9)},
+}
