@@ -20,6 +20,7 @@ from kilonova.db import flavors, hosts
 from kilonova.db.engine import Database
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.host_parts import HostParts, host_parts
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
 from kilonova.model.context import RequestContext
@@ -43,7 +44,6 @@ from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.settings import Settings
 from kilonova.state_dir import StateDir
-from kilonova.host_parts import HostParts, host_parts
 from kilonova.web.server import ByPort, HttpServer, bind
 
 log = structlog.get_logger("kilonova")
@@ -152,7 +152,7 @@ class EmbeddedCloud:
         passwords = self.state.passwords()
         self.accounts = await bootstrap(self.db, self.clock, passwords["admin"], passwords["demo"])
         await self.db.write(lambda tx: flavors.seed(tx, self.clock.now()))
-        await first_start(self.network, self.accounts.admin_project)
+        await first_start(self.network, self.accounts.projects["admin"])
         progress(f"the {self.settings.driver} hypervisor of this host")
         await self._start_host()
         progress("unfinished operations")
@@ -161,7 +161,7 @@ class EmbeddedCloud:
 
     async def _start_host(self) -> None:
         """Open the hypervisor, adopt its guests, and say what the host has."""
-        parts = self.host = await host_parts(self.settings, self.state, self.clock, self.network, self.image)
+        parts = self.host = await host_parts(self.settings, self.state, self.clock, self.network, self.db)
         ledger = Ledger(self.state.private("agent") / "ledger.db", self.clock)
         self.agent = Agent(
             parts.driver,
@@ -186,8 +186,8 @@ class EmbeddedCloud:
         assert self.accounts is not None
         return RequestContext(
             request_id=f"req-{new_uuid()}",
-            user_id=self.accounts.admin_user,
-            project_id=self.accounts.admin_project,
+            user_id=self.accounts.users["admin"],
+            project_id=self.accounts.projects["admin"],
             roles=frozenset({"admin"}),
         )
 
@@ -203,9 +203,8 @@ class EmbeddedCloud:
     async def _report_alive(self, host: str) -> None:
         while True:
             await self.clock.sleep(self.settings.number("report_interval"))
-            now = self.clock.now()
             try:
-                await self.db.write(lambda tx: hosts.heartbeat(tx, host, now))
+                await self.db.write(lambda tx: hosts.heartbeat(tx, host, self.clock.now()))
             except Exception:
                 log.error("host not reported alive", host=host, exc_info=True)
 
@@ -247,6 +246,7 @@ class EmbeddedCloud:
             await self.agent.shut_down_agent()
         await self.network.close()
         await self.image.close()
+        self.identity.close()
         await self.db.close()
         self.state.close()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kilonova.clock import Clock
+from kilonova.db.engine import Database
 from kilonova.errors import Failed
 from kilonova.model.host import HostReport, Inventory
 from kilonova.model.port import Vif
@@ -21,7 +22,6 @@ from kilonova.virt.driver import Driver
 from kilonova.virt.fake.driver import FakeDriver
 
 if TYPE_CHECKING:
-    from kilonova.services.image.builtin import BuiltinImage
     from kilonova.services.network.builtin import BuiltinNetwork
 
 
@@ -49,7 +49,7 @@ def host_name(settings: Settings) -> str:
 
 
 async def host_parts(
-    settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, image: BuiltinImage
+    settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, db: Database
 ) -> HostParts:
     """Raises Failed for a driver that is not installed."""
     if settings.driver == "fake":
@@ -60,7 +60,7 @@ async def host_parts(
         raise Failed(
             f"The libvirt driver is not installed ({error}). Install kilonova[libvirt], or use --driver fake."
         ) from error
-    return await libvirt_parts(settings, state, clock, network)
+    return await libvirt_parts(settings, state, clock, network, db)
 
 
 def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork) -> HostParts:

@@ -31,7 +31,8 @@ class StateDir:
         except OSError as error:
             os.close(lock)
             raise Failed(
-                f"Another kilonova runs with the state directory {path}. Stop it, or choose another --state-dir."
+                f"Another kilonova runs with the state directory {path}. "
+                "Stop it, or choose another --state-dir."
             ) from error
         return cls(path, lock)
 

@@ -53,6 +53,7 @@ async def kill(cloud: EmbeddedCloud) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     await cloud.network.close()
     await cloud.image.close()
+    cloud.identity.close()
     await cloud.db.close()
     fake_driver(cloud).guest_file.close()
     cloud.state.close()
@@ -70,8 +71,8 @@ def member(cloud: EmbeddedCloud, request_id: str = "req-test") -> RequestContext
     assert cloud.accounts is not None
     return RequestContext(
         request_id=request_id,
-        user_id=cloud.accounts.demo_user,
-        project_id=cloud.accounts.demo_project,
+        user_id=cloud.accounts.users["demo"],
+        project_id=cloud.accounts.projects["demo"],
         roles=frozenset({"member", "reader"}),
     )
 
