@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 from starlette.types import ASGIApp
@@ -125,10 +126,7 @@ class EmbeddedCloud:
         )
         runner.cloud = cloud
 
-        async def on_event(instance: str, name: str, tag: str, status: str) -> None:
-            await external_event.deliver(cloud, instance, name, tag, status)
-
-        network.on_event = on_event
+        network.on_event = partial(external_event.deliver, cloud)
         return cls(
             settings,
             state,

@@ -54,13 +54,7 @@ async def host_parts(
     """Raises Failed for a driver that is not installed."""
     if settings.driver == "fake":
         return _fake(settings, state, clock, network)
-    try:
-        from kilonova.host_libvirt import libvirt_parts
-    except ImportError as error:
-        raise Failed(
-            f"The libvirt driver is not installed ({error}). Install kilonova[libvirt], or use --driver fake."
-        ) from error
-    return await libvirt_parts(settings, state, clock, network, db)
+    raise Failed("The libvirt driver has not landed yet: use --driver fake.")
 
 
 def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork) -> HostParts:

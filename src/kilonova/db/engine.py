@@ -113,7 +113,8 @@ class Tx:
     def one(self, statement: Statement | Executable, **values: Any) -> Row | None:
         """The first row, or None."""
         self._execute(statement, values)
-        return self._cursor.fetchone()
+        row: Row | None = self._cursor.fetchone()
+        return row
 
     def scalar(self, statement: Statement | Executable, **values: Any) -> Any:
         """The first column of the first row, or None."""

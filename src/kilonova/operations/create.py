@@ -131,19 +131,7 @@ def _instances(
     now = cloud.clock.now()
     mode = image.properties.get("img_config_drive")
     drive = bool(request.config_drive or request.personality or mode == "mandatory")
-    meta = ImageMeta(
-        id=image.id,
-        name=image.name,
-        disk_format=image.disk_format,
-        container_format=image.container_format,
-        size=image.size,
-        min_disk=image.min_disk,
-        min_ram=image.min_ram,
-        checksum=image.checksum,
-        hash_algo=image.hash_algo,
-        hash_value=image.hash_value,
-        properties=image.properties,
-    )
+    meta = _image_meta(image)
     reservation = "r-" + cloud.new_uuid().replace("-", "")[:8]
     result = []
     for index in range(number):
@@ -183,3 +171,20 @@ def _instances(
             )
         )
     return result
+
+
+def _image_meta(image: Image) -> ImageMeta:
+    """The image as it is now, kept with the server."""
+    return ImageMeta(
+        id=image.id,
+        name=image.name,
+        disk_format=image.disk_format,
+        container_format=image.container_format,
+        size=image.size,
+        min_disk=image.min_disk,
+        min_ram=image.min_ram,
+        checksum=image.checksum,
+        hash_algo=image.hash_algo,
+        hash_value=image.hash_value,
+        properties=image.properties,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Index, Table, UniqueConstraint, text as sql
+from sqlalchemy import Index, Table, UniqueConstraint
+from sqlalchemy import text as sql
 
 from kilonova.db.tables import flag, json_text, metadata, number, serial, text
 

@@ -67,7 +67,7 @@ def view(call: Call, found: Provider) -> dict[str, Any]:
         "generation": found.generation,
         "links": [
             {"rel": name, "href": href if name == "self" else f"{href}/{name}"}
-            for name, since in LINKS.items()
+            for name, since in LINKS
             if call.version >= since
         ],
     }

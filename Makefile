@@ -1,0 +1,62 @@
+# Everything that is done to this project; `make help` lists it.  CI runs `make test`.
+SHELL := /bin/bash
+PYTHON := $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3) python3)
+BIN := .venv/bin
+STATE ?= /var/lib/kilonova/demo
+IMAGE := .demo/kn-guest.qcow2
+.DEFAULT_GOAL := help
+.PHONY: help install host client demo up down test check bench capabilities clean apt-base apt-run apt-test
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.venv/made:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/base: requirements.lock pyproject.toml | .venv/made
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+.venv/host: requirements-host.lock | .venv/base
+	$(BIN)/pip install -q -r requirements-host.lock
+	touch $@
+
+.venv/test: requirements-test.lock | .venv/base
+	$(BIN)/pip install -q -r requirements-test.lock
+	touch $@
+
+apt-base:
+	tools/install-packages.sh tools/apt/base.txt
+apt-run:
+	tools/install-packages.sh tools/apt/run.txt
+apt-test:
+	tools/install-packages.sh tools/apt/run.txt tools/apt/test.txt
+
+install: apt-base .venv/base ## make .venv with the kilonova command (fake hypervisor)
+host: apt-run .venv/host ## add what real guests need: libvirt, os-vif
+client: install ## add the openstack client to .venv
+	$(BIN)/pip install -q -c requirements-test.lock python-openstackclient
+
+up: install ## run a fake cloud in the foreground
+	$(BIN)/kilonova up --driver fake --state-dir .demo/fake
+
+check: .venv/test ## ruff, mypy, import-linter and the size caps
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_size.py
+
+test: apt-test .venv/test ## install what is needed and run every check and test
+	tools/test.sh
+
+bench: .venv/test ## measure the fake cloud
+	$(BIN)/python -m bench.run
+
+capabilities: ## how many of nova/compute's capabilities are proven by tests
+	@$(PYTHON) tools/capabilities.py
+
+clean: ## remove what was made here
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
