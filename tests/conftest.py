@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from kilonova.clock import Clock, SystemClock
@@ -17,6 +18,10 @@ from kilonova.db.engine import Database
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.testing.clock import VirtualClock
+
+# The machine is noisy: how long one example takes says nothing.
+hypothesis.settings.register_profile("kilonova", deadline=None)
+hypothesis.settings.load_profile("kilonova")
 
 
 def _postgresql_bin() -> Path | None:

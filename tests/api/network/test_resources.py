@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from typing import Any
 
@@ -241,6 +242,7 @@ async def test_the_shared_network_is_everybodys_to_use_and_nobodys_to_change(fac
 )
 async def test_bad_input_is_refused_by_name(face: Face, path: str, body: Any, fault: str) -> None:
     """The bodies are filled up with what they would need to be right."""
+    body = copy.deepcopy(body)  # pytest hands the same one to every database
     network = await face.make("network", name="n")
     await face.make("subnet", network_id=network["id"], cidr="10.5.0.0/24", ip_version=4)
     if path == "/subnets" and body["subnet"]:
