@@ -16,12 +16,13 @@ set -euo pipefail
 CACHE=${KILONOVA_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/kilonova}/qemu-capabilities
 CAPABILITIES=/var/cache/libvirt/qemu/capabilities
 NAME=kilonova-sandbox
+HERE=$(dirname "$(readlink -f "$0")")
 PRIVATE=(/etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
          /etc/openvswitch /var/lib/openvswitch /var/log/openvswitch /var/lib/kilonova)
 
 fail() {
     echo "sandbox: $*" >&2
-    tail -qn 5 /var/log/libvirt/*.log /var/log/openvswitch/*.log >&2 2>/dev/null || true
+    tail -qn 5 "/run/$NAME/start.log" /var/log/libvirt/*.log /var/log/openvswitch/*.log >&2 2>/dev/null || true
     exit 125
 }
 
@@ -59,7 +60,7 @@ private_files() {
     ip link set lo up
 }
 
-start_libvirt() {
+configure_libvirt() {
     cat >/etc/libvirt/libvirtd.conf <<CONF
 auth_unix_rw = "none"
 unix_sock_group = "root"
@@ -81,24 +82,6 @@ CONF
     # A copy, since sandboxes that run side by side must not read what another is just writing.
     mkdir -p "$CAPABILITIES"
     cp -p "$CACHE"/*.xml "$CAPABILITIES/" 2>/dev/null || true
-    virtlogd --daemon && libvirtd --daemon
-}
-
-start_openvswitch() {
-    ovsdb-tool create /etc/openvswitch/conf.db
-    ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock \
-        --pidfile --log-file --detach --no-chdir -vconsole:off
-    ovs-vsctl --no-wait init -- set Open_vSwitch . "external_ids:system-id=$NAME" "external_ids:hostname=$NAME"
-    ovs-vswitchd unix:/run/openvswitch/db.sock --pidfile --log-file --detach --no-chdir -vconsole:off
-}
-
-wait_for_libvirt() {
-    local tries
-    for ((tries = 0; tries < 1200; tries++)); do
-        virsh -q -c qemu:///system version >/dev/null 2>&1 && return
-        sleep 0.05
-    done
-    fail "libvirtd does not answer after a minute"
 }
 
 keep_capabilities() {
@@ -121,10 +104,8 @@ keep_logs() {
 
 inside() {
     private_files
-    {
-        start_libvirt && start_openvswitch || fail "a daemon did not start"
-    } </dev/null >/run/"$NAME"/start.log 2>&1
-    wait_for_libvirt
+    configure_libvirt
+    "$HERE/host-daemons.sh" up >"/run/$NAME/start.log" 2>&1 || fail "a daemon did not start"
     keep_capabilities
     local status=0
     KILONOVA_SANDBOX=1 "$@" || status=$?
