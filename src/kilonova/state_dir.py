@@ -45,6 +45,13 @@ class StateDir:
         made.mkdir(mode=0o700, exist_ok=True)
         return made
 
+    def searchable(self, name: str) -> Path:
+        """A directory in it through which everybody can reach files that they know by name: QEMU, which
+        runs as a user of its own, its disks."""
+        made = self.path / name
+        made.mkdir(mode=0o711, exist_ok=True)
+        return made
+
     def passwords(self) -> dict[str, str]:
         """The passwords of ``admin`` and ``demo``; made up at the first start."""
         file = self.path / "passwords.json"

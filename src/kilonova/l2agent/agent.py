@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
@@ -23,7 +21,7 @@ from kilonova.clock import Clock
 from kilonova.errors import KilonovaError
 from kilonova.l2agent import flows
 from kilonova.l2agent.datapath import choose_datapath
-from kilonova.l2agent.network import Place, ServeMetadata
+from kilonova.l2agent.network import ServeMetadata, place_of
 from kilonova.l2agent.networks import LocalNetworks
 from kilonova.l2agent.openflow import FlowTable, FlowWatch
 from kilonova.l2agent.options import L2Options
@@ -57,12 +55,7 @@ class L2Agent:
         self._flows = FlowTable(ovsdb.directory, options.bridge)
         self._watch = FlowWatch(self._flows.socket, clock, self._switch_answers)
         self._todo = Todo(clock)
-        place = Place(
-            directory=options.directory / "networks",
-            prefix=options.prefix,
-            owner=_owner(options.directory),
-            domain=options.dhcp_domain,
-        )
+        place = place_of(options)
         self._networks = LocalNetworks(source, self._switch, self._flows, serve_metadata, place)
         self._ports = LocalPorts(source, self._switch, self._flows, self._networks, options.host)
         self._trunks: dict[str, int] = {}
@@ -222,13 +215,3 @@ class L2Agent:
         for number in self._trunks.values():
             wanted += flows.trunk_flows(number)
         return wanted
-
-
-def _owner(directory: Path) -> str:
-    """The name under which this host's agent marks what it makes; the same for ever."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "owner"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text()
-    path.write_text(str(uuid.uuid4()))
-    return path.read_text()

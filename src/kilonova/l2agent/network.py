@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import shutil
 import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from kilonova.errors import Invalid, TryAgain
 from kilonova.l2agent import namespace
 from kilonova.l2agent.dhcp import DhcpServer
 from kilonova.l2agent.flows import METADATA_ADDRESS
+from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.switch import NETWORK, OWNER, Switch, SwitchPort
 from kilonova.model.wiring import NetworkDetails
 
@@ -30,6 +33,26 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str  # of namespaces and devices
     owner: str
     domain: str  # the DHCP domain
+
+
+def place_of(options: L2Options) -> Place:
+    """Where the agent with these options keeps its things."""
+    return Place(
+        directory=options.directory / "networks",
+        prefix=options.prefix,
+        owner=_owner(options.directory),
+        domain=options.dhcp_domain,
+    )
+
+
+def _owner(directory: Path) -> str:
+    """The name under which this host's agent marks what it makes; the same for ever."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "owner"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    path.write_text(str(uuid.uuid4()))
+    return path.read_text()
 
 
 class LocalNetwork:
