@@ -178,7 +178,7 @@ class EmbeddedCloud:
         if self.settings.driver == "fake":
             example = await self.image.add_local(self._administrator(), EXAMPLE_IMAGE, bytes(1 << 20))
             self.example_image = example.id
-        self._loops.append(asyncio.create_task(self._report_alive(report.host), name="service-report"))
+        self._loops.append(asyncio.create_task(self._report_alive(report), name="service-report"))
 
     def _administrator(self) -> RequestContext:
         assert self.accounts is not None
@@ -198,13 +198,15 @@ class EmbeddedCloud:
         )
         self.scheduler.forget()
 
-    async def _report_alive(self, host: str) -> None:
+    async def _report_alive(self, report: HostReport) -> None:
+        """A host whose service was deleted while its agent runs is registered anew."""
         while True:
             await self.clock.sleep(self.settings.number("report_interval"))
             try:
-                await self.db.write(lambda tx: hosts.heartbeat(tx, host, self.clock.now()))
+                if not await self.db.write(lambda tx: hosts.heartbeat(tx, report.host, self.clock.now())):
+                    await self.register(report)
             except Exception:
-                log.error("host not reported alive", host=host, exc_info=True)
+                log.error("host not reported alive", host=report.host, exc_info=True)
 
     def apps(self) -> dict[str, ASGIApp]:
         """The HTTP face of each service, by its name."""

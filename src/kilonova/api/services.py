@@ -83,6 +83,7 @@ async def update(call: Call) -> dict[str, Any]:
         return changed
 
     changed = await call.cloud.db.write(write)
+    call.cloud.scheduler.forget()
     return {"service": SERVICE.bind(call)(_compute(call, changed))}
 
 
@@ -114,11 +115,12 @@ async def update_by_verb(call: Call) -> dict[str, Any]:
             hosts.set_disabled(tx, given.host, disabled, shown.get("disabled_reason"), now)
 
     await call.cloud.db.write(write)
+    call.cloud.scheduler.forget()
     return {"service": shown}
 
 
 async def delete(call: Call) -> None:
-    """An agent that still runs reports anew and gets a service of another id."""
+    """Also its node and resource provider.  An agent that still runs reports anew, with another id."""
     service_id = call.path["service_id"]
     if call.version >= _BY_UUID_SINCE:
         _check_uuid(service_id)
@@ -127,7 +129,7 @@ async def delete(call: Call) -> None:
     if any(service_id.lower() in (one.uuid, str(one.id)) for one in _controllers(call)):
         raise Conflict("This service is a part of the process that answers: it cannot be deleted.")
 
-    def write(tx: Tx) -> None:
+    def unused(tx: Tx) -> Host:
         host = hosts.by_service(tx, service_id)
         if host is None:
             raise _not_found(service_id)
@@ -136,9 +138,13 @@ async def delete(call: Call) -> None:
                 "Unable to delete compute service that is hosting instances. "
                 "Migrate or delete the instances first."
             )
-        hosts.remove(tx, host.host)
+        return host
 
-    await call.cloud.db.write(write)
+    found = await call.cloud.db.read(unused)
+    # First the provider: while a server is on its way to the host, something is booked there.
+    await call.cloud.placement.remove(found.compute_id)
+    await call.cloud.db.write(lambda tx: hosts.remove(tx, unused(tx).host))
+    call.cloud.scheduler.forget()
 
 
 ROUTES = (

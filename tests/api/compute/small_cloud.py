@@ -19,7 +19,7 @@ from kilonova.api.policy import Policy
 from kilonova.db import hosts, instances, quotas
 from kilonova.db.engine import Database, Tx
 from kilonova.db.quotas import Limits
-from kilonova.errors import Unauthenticated
+from kilonova.errors import Conflict, Unauthenticated
 from kilonova.model.context import RequestContext
 from kilonova.model.flavor import Flavor
 from kilonova.model.host import Host, HostReport, Inventory
@@ -60,12 +60,27 @@ class Identities:
 
 @dataclass
 class Providers:
-    """The part of placement that lists of hypervisors ask."""
+    """The part of placement that lists of hypervisors and deletions of services ask."""
 
     found: list[ProviderSummary] = field(default_factory=list)
 
     async def providers(self) -> list[ProviderSummary]:
         return self.found
+
+    async def remove(self, uuid: str) -> None:
+        if any(one.uuid == uuid and any(one.used.values()) for one in self.found):
+            raise Conflict(f"Unable to delete resource provider {uuid}: it has allocations.")
+        self.found = [one for one in self.found if one.uuid != uuid]
+
+
+@dataclass
+class View:
+    """A scheduler that only counts how often it was told to look again."""
+
+    forgotten: int = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
 
 @dataclass
@@ -92,6 +107,7 @@ class SmallCloud:
         self.db = db
         self.clock = VirtualClock()
         self.placement = Providers()
+        self.scheduler = View()
         self.numbers = 0
         options = read_options(None)
         options["DEFAULT"]["host"] = "controller"
@@ -107,7 +123,7 @@ class SmallCloud:
             network=absent,
             placement=cast("Any", self.placement),
             hosts=absent,
-            scheduler=absent,
+            scheduler=cast("Any", self.scheduler),
             journal=absent,
             config_drive=absent,
         )
@@ -227,6 +243,18 @@ class SmallCloud:
 
         await self.db.write(write)
         return instance
+
+    async def gone(self, server: Instance) -> None:
+        """The server, deleted now."""
+        flavor, now = server.flavor, self.clock.now()
+
+        def write(tx: Tx) -> None:
+            assert instances.mark_deleted(tx, server.uuid, now)
+            quotas.give_back(
+                tx, server.project_id, server.user_id, instances=1, cores=flavor.vcpus, ram=flavor.memory_mb
+            )
+
+        await self.db.write(write)
 
 
 @pytest.fixture(name="cloud")

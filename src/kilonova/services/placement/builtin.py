@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from kilonova.clock import Clock
 from kilonova.db import placement as bookings
 from kilonova.db import placement_names as names
-from kilonova.db import placement_report
+from kilonova.db import placement_providers, placement_report
 from kilonova.db.engine import Database, Tx, UniqueViolation
-from kilonova.errors import Invalid, TryAgain
+from kilonova.errors import Invalid, NotFound, TryAgain
 from kilonova.model.host import Inventory
 from kilonova.services.placement import standard
 from kilonova.services.placement.port import ProviderSummary
@@ -47,6 +49,10 @@ class BuiltinPlacement:
                 continue
             return
         raise TryAgain(f"Provider {uuid} is being changed by others.")
+
+    async def remove(self, uuid: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self.db.write(lambda tx: placement_providers.remove(tx, uuid))
 
     async def providers(self) -> list[ProviderSummary]:
         return [_summary(each) for each in await self.db.read(placement_report.summaries)]

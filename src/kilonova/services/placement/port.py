@@ -28,6 +28,10 @@ class Placement(Protocol):
     ) -> None:
         """Say what a provider has; made if it is new.  Raises Conflict when less than is in use."""
 
+    async def remove(self, uuid: str) -> None:
+        """Forget a provider; one that is not there is forgotten already.  Raises Conflict while anything is
+        booked on it."""
+
     async def providers(self) -> list[ProviderSummary]: ...
 
     async def claim(
