@@ -57,7 +57,8 @@ def _code(event: Event, instance: Instance | None) -> int:
 
 
 def _shown(event: Event, code: int) -> dict[str, Any]:
-    status = (event.status or "completed") if code == 200 else "failed"
+    """``status`` says what became of the event here, not what the event says (API-124)."""
+    status = "completed" if code == 200 else "failed"
     shown = {"name": event.name, "server_uuid": event.server_uuid, "status": status, "code": code}
     if event.tag is not None:
         shown["tag"] = event.tag

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlencode
 
 from kilonova.api.query import Query
 from kilonova.errors import Invalid
 
 LARGEST = 2**63 - 1
+LONGEST = 20  # digits; more are LARGEST too
+
+_DIGITS = re.compile(r"[0-9]+\Z")
 
 
 def whole_number(name: str, text: str) -> int:
     """A number from 0 up.  Raises Invalid, as Nova's words are."""
-    try:
-        number = int(text)
-    except ValueError:
+    if not _DIGITS.match(text):
         raise Invalid(
-            f"Invalid input for query parameters {name}. Value: {text}. It must be an integer."
-        ) from None
-    if not 0 <= number <= LARGEST:
-        raise Invalid(f"Invalid input for query parameters {name}. Value: {text}. It must not be negative.")
-    return number
+            f"Invalid input for query parameters {name}. Value: {text[:80]}. "
+            "It must be an integer that is not negative."
+        )
+    return min(int(text.lstrip("0")[:LONGEST] or "0"), LARGEST)
 
 
 def page_of(query: Query, max_limit: int) -> tuple[int, str | None]:

@@ -80,6 +80,7 @@ def request_of(call: Call, body: CreateBody) -> CreateServer:
         disk_config=server.disk_config,
         personality=tuple((file.path, file.contents) for file in server.personality or ()),
         return_reservation_id=bool(server.return_reservation_id),
+        zero_disk=call.may(f"{RULE}:zero_disk_flavor"),
     )
 
 

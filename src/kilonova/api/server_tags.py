@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from kilonova.api.call import Answer, Call
 from kilonova.api.routes import Route
@@ -52,9 +53,9 @@ async def update(call: Call) -> Answer:
         return (*old, tag)
 
     _, changed = await _change(call, add)
-    location = f"{call.links}/servers/{call.path['server_id']}/tags/{tag}"
     if not changed:
         return Answer(status=204)
+    location = f"{call.links}/servers/{call.path['server_id']}/tags/{quote(tag, safe='')}"
     return Answer(headers=[(b"location", location.encode("latin-1", "replace"))])
 
 

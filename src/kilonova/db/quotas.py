@@ -144,11 +144,11 @@ def exceeded(limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping
 
 
 def over_quota(
-    names: list[str], limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping[str, int]
+    names: list[str], limits: Mapping[str, int], used: Mapping[str, int], wanted: Mapping[str, int | str]
 ) -> OverQuota:
     """The refusal, in the words that clients of Nova look for."""
 
-    def each(amounts: Mapping[str, int]) -> str:
+    def each(amounts: Mapping[str, int | str] | Mapping[str, int]) -> str:
         return ", ".join(str(amounts.get(name, 0)) for name in names)
 
     overs = ", ".join(names)

@@ -4,9 +4,11 @@ quota and writes the operations down.  The ids in the answer are durable.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from kilonova.db import flavors, instances, keypairs, quotas
 from kilonova.db.engine import Tx
-from kilonova.errors import Conflict, Invalid, OverQuota
+from kilonova.errors import Invalid, OverQuota
 from kilonova.model.context import RequestContext
 from kilonova.model.flavor import Flavor
 from kilonova.model.image import Image
@@ -16,6 +18,10 @@ from kilonova.operations import create_checks as checks
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.create_steps import CREATE, CreateParams
 from kilonova.operations.requests import CreateServer
+from kilonova.resources.quota import fitting
+
+MAX_NAME = 255
+MAX_SERVERS = 1000  # of one request, which makes them in one transaction
 
 
 class _Facts:
@@ -41,6 +47,7 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     if request.key_name and facts.key is None:
         raise Invalid("Invalid key_name provided.")
     checks.check_user_data(request.user_data)
+    checks.check_hints(request.hints)
     checks.check_metadata(request.metadata, facts.limits["metadata_items"])
     checks.check_files(
         request.personality, facts.limits["injected_files"], facts.limits["injected_file_content_bytes"]
@@ -51,9 +58,9 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     await checks.check_zone(cloud, zone, bool(host or node))
     await checks.check_requested_host(cloud, request)
     image = await checks.check_image(cloud, context, request, flavor)
-    _check_count(request)
+    most = _most(request)
     count = await cloud.network.check(
-        context, request.networks, request.security_groups, request.max_count, request.auto_network
+        context, request.networks, request.security_groups, most, request.auto_network
     )
     if count < request.min_count:
         raise OverQuota(
@@ -71,10 +78,10 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     public_key = facts.key.public_key if facts.key else None
 
     def write(tx: Tx) -> list[Instance]:
-        number = _book(tx, context, facts.limits, flavor, request.min_count, min(count, request.max_count))
+        number = _book(tx, context, facts.limits, flavor, request.min_count, min(count, most))
         made = _instances(cloud, context, request, flavor, image, zone, public_key, number)
+        made = [replace(instance, id=instances.insert(tx, instance)) for instance in made]
         for instance in made:
-            instances.insert(tx, instance)
             known = {"instance": instance}
             cloud.journal.submit(tx, context, CREATE, instance.uuid, "create", params, known)
         return made
@@ -82,10 +89,12 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     return await cloud.db.write(write)
 
 
-def _check_count(request: CreateServer) -> None:
-    """Several servers cannot share one port or one address (API-68)."""
+def _most(request: CreateServer) -> int:
+    """How many servers there may be at most; several cannot share one port or one address (API-68)."""
+    if request.min_count > MAX_SERVERS:
+        raise Invalid(f"One request makes at most {MAX_SERVERS} servers: min_count is {request.min_count}.")
     if request.max_count < 2 or not request.networks:
-        return
+        return min(request.max_count, MAX_SERVERS)
     if any(network.port_id for network in request.networks):
         raise Invalid(
             "Unable to launch multiple instances with a single configured port ID. Please launch "
@@ -93,29 +102,29 @@ def _check_count(request: CreateServer) -> None:
         )
     if any(network.fixed_ip for network in request.networks):
         raise Invalid("Invalid fixed IP and maximum count: an address can be given to one server only.")
+    return min(request.max_count, MAX_SERVERS)
 
 
 def _book(
     tx: Tx, context: RequestContext, limits: quotas.Limits, flavor: Flavor, least: int, most: int
 ) -> int:
     """Book quota for as many servers as there is room for (API-85).  Raises OverQuota below ``least``."""
-    for number in range(most, least - 1, -1):
+    project, user = str(context.project_id), context.user_id
+    one = {"instances": 1, "cores": flavor.vcpus, "ram": flavor.memory_mb}
+    number = most
+    while True:
         try:
             quotas.reserve(
-                tx,
-                str(context.project_id),
-                context.user_id,
-                limits,
-                instances=number,
-                cores=number * flavor.vcpus,
-                ram=number * flavor.memory_mb,
+                tx, project, user, limits, **{name: number * amount for name, amount in one.items()}
             )
         except OverQuota:
+            fits = fitting(limits.project, quotas.usage(tx, project), one, least, most)
+            fits = min(fits, fitting(limits.of_user, quotas.usage(tx, project, user), one, least, most))
             if number == least:
                 raise
-            continue
-        return number
-    raise Conflict("No server was asked for.")
+            number = max(least, min(fits, number - 1))  # less than before, so that this ends
+        else:
+            return number
 
 
 def _instances(
@@ -137,7 +146,7 @@ def _instances(
     for index in range(number):
         uuid = cloud.new_uuid()
         suffix = f"-{index + 1}" if number > 1 else ""
-        name = (request.name or f"Server {uuid}") + suffix
+        name = (request.name or f"Server {uuid}")[: MAX_NAME - len(suffix)] + suffix
         hostname = request.hostname or checks.sanitized_hostname(name, f"Server-{uuid}")
         result.append(
             Instance(

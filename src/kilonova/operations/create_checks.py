@@ -59,7 +59,7 @@ def check_flavor(flavor: Flavor | None, request: CreateServer, context: RequestC
 
 
 async def check_image(cloud: Cloud, context: RequestContext, request: CreateServer, flavor: Flavor) -> Image:
-    """The image, fit for the flavor (API-72).  Raises Invalid."""
+    """The image, fit for the flavor (API-70, 72, 73, 75).  Raises Invalid or Forbidden."""
     if not request.image_id:
         raise Invalid("Invalid imageRef provided.")
     try:
@@ -68,28 +68,55 @@ async def check_image(cloud: Cloud, context: RequestContext, request: CreateServ
         raise Invalid(f"Image {request.image_id} could not be found.") from None
     if image.status != "active":
         raise Invalid(f"Image {image.id} is not active.")
+    if not flavor.root_gb and not request.zero_disk:
+        raise Forbidden("Only volume-backed servers are allowed for flavors with zero disk.")
+    _check_size(image, flavor)
+    _check_properties(image, request)
+    return image
+
+
+def _check_size(image: Image, flavor: Flavor) -> None:
     if flavor.memory_mb < image.min_ram:
         raise Invalid(
             "Flavor's memory is too small for requested image: "
             f"{flavor.memory_mb} MiB, {image.min_ram} needed."
         )
-    if flavor.root_gb:
-        size = max(image.size, image.virtual_size or 0)
-        if flavor.root_gb * GIB < size:
-            raise Invalid(
-                "Flavor's disk is too small for requested image. "
-                f"Flavor disk is {flavor.root_gb * GIB} bytes, "
-                f"image is {size} bytes."
-            )
-        if flavor.root_gb < image.min_disk:
-            raise Invalid(
-                "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "
-                f"{flavor.root_gb * GIB} bytes, minimum size is {image.min_disk * GIB} bytes."
-            )
+    if not flavor.root_gb:
+        return
+    size = max(image.size, image.virtual_size or 0)
+    if flavor.root_gb * GIB < size:
+        raise Invalid(
+            "Flavor's disk is too small for requested image. "
+            f"Flavor disk is {flavor.root_gb * GIB} bytes, "
+            f"image is {size} bytes."
+        )
+    if flavor.root_gb < image.min_disk:
+        raise Invalid(
+            "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "
+            f"{flavor.root_gb * GIB} bytes, minimum size is {image.min_disk * GIB} bytes."
+        )
+
+
+def _check_properties(image: Image, request: CreateServer) -> None:
+    if "cinder_encryption_key_id" in image.properties:
+        raise Invalid(
+            f"Image {image.id} is unacceptable: Direct booting of an image uploaded from an encrypted volume "
+            "is unsupported."
+        )
+    if request.disk_config == "AUTO" and image.properties.get("auto_disk_config", "").lower() == "disabled":
+        raise Invalid(
+            f"Requested image {image.id} has automatic disk resize disabled: leave out OS-DCF:diskConfig."
+        )
     mode = image.properties.get("img_config_drive")
     if mode not in (None, "optional", "mandatory"):
         raise Invalid(f"Image's config drive option '{mode}' is invalid.")
-    return image
+
+
+def check_hints(hints: dict[str, object]) -> None:
+    """There are no server groups here yet, and a promise to keep servers apart is not made lightly."""
+    group = hints.get("group")
+    if group is not None:
+        raise Invalid(f"Instance group {group} could not be found.")
 
 
 def check_user_data(text: str | None) -> None:

@@ -34,3 +34,4 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True):
     disk_config: str | None = None  # AUTO or MANUAL
     personality: tuple[tuple[str, bytes], ...] = ()  # path, content; up to 2.56
     return_reservation_id: bool = False
+    zero_disk: bool = True  # whether the caller may boot an image with a flavor that has no disk

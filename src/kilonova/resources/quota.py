@@ -47,7 +47,7 @@ def fitting(
 ) -> int:
     """How many servers, from ``least`` to ``most``, may be made, if one uses ``one`` of each resource.
 
-    Raises OverQuota when not even ``least`` fit.
+    Raises OverQuota when not even ``least`` fit; it says what was asked for at most, as Nova does.
     """
     count = most
     for name, amount in one.items():
@@ -55,8 +55,12 @@ def fitting(
         if limit >= 0 and amount > 0:
             count = min(count, (limit - used.get(name, 0)) // amount)
     if count < least:
-        wanted = {name: amount * least for name, amount in one.items()}
-        raise over_quota(exceeded(limits, used, wanted), limits, used, wanted)
+        wanted = {name: amount * most for name, amount in one.items()}
+        names = exceeded(limits, used, wanted)
+        words: dict[str, int | str] = {**wanted}
+        if least != most:
+            words["instances"] = f"{least}-{most}"
+        raise over_quota(names, limits, used, words)
     return count
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from kilonova.api.app import app
 from kilonova.api.policy import Policy
@@ -16,6 +17,7 @@ from kilonova.db.sqlite import SqliteDatabase
 from kilonova.operations.cloud import Cloud
 from tests.api.compute.asgi import Api, Tokens
 from tests.api.compute.parts import small_cloud
+from tests.api.compute.whole_cloud import Whole, whole_cloud
 
 PROJECT = "pr0ject00000000000000000000000000"
 ADMIN_PROJECT = "adm1n000000000000000000000000000"
@@ -48,3 +50,11 @@ def policy_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def api(cloud: Cloud, tokens: Tokens, policy_file: Path) -> Api:
     return Api(app(cloud, tokens, Policy(policy_file)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
+    """A whole fake cloud for all tests of a module, which run in its loop:
+    ``pytestmark = pytest.mark.asyncio(loop_scope="module")``."""
+    async with whole_cloud(tmp_path_factory.mktemp("whole")) as made:
+        yield made

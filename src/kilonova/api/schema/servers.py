@@ -27,7 +27,7 @@ from kilonova.errors import Invalid
 
 MAX_TAGS = 50
 
-_TAG = re.compile(r"[^,/]{1,60}\Z")
+_TAG = re.compile(r"[^,/\x00-\x1f\x7f]{1,60}\Z")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+\Z")
 _FQDN = re.compile(r"[a-zA-Z0-9]+[a-zA-Z0-9.-]*[a-zA-Z0-9]+\Z")
 _HOST = re.compile(r"[a-zA-Z0-9\-._]{1,255}\Z")
@@ -35,7 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def read_tag(value: str) -> str:
-    """1 to 60 characters, neither comma nor slash."""
+    """1 to 60 characters, neither comma nor slash nor control characters."""
     if not _TAG.match(value):
         raise ValueError(f"'{value}' is no tag: 1 to 60 characters without comma and slash")
     return value
