@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from kilonova.db import network_ledger as ledger
 from kilonova.db import network_ports as ports
 from kilonova.db.tables import network as t
-from kilonova.errors import Conflict, Failed, Invalid, OverQuota
+from kilonova.errors import Conflict, Failed, Forbidden, Invalid, OverQuota
 from kilonova.model.port import RequestedNetwork
 from kilonova.services.network.faults import NetworkInUse
 from kilonova.services.network.first_start import first_start
@@ -214,7 +214,7 @@ async def test_an_external_or_foreign_network_is_not_taken_by_itself(cloud: Clou
     outside = await cloud.network(ADMIN, name="public", external=True)
     foreign = await cloud.network(BOB, name="bobs", cidr="10.9.0.0/24")
     assert await cloud.boot("i1") == ()
-    with pytest.raises(Invalid, match="external network"):
+    with pytest.raises(Forbidden, match="external network"):
         await cloud.service.check(ALICE, (RequestedNetwork(network_id=outside),), (), 1, False)
     with pytest.raises(Invalid, match="could not be found"):
         await cloud.service.check(ALICE, (RequestedNetwork(network_id=foreign),), (), 1, False)

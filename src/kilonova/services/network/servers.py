@@ -12,7 +12,7 @@ from kilonova.db import network_networks as networks
 from kilonova.db import network_ports as ports
 from kilonova.db.network_networks import Joined
 from kilonova.db.network_records import Port, encoded
-from kilonova.errors import Conflict, Invalid, NotFound
+from kilonova.errors import Conflict, Forbidden, Invalid, NotFound
 from kilonova.model.port import RequestedNetwork
 from kilonova.services.network.addressing import Wanted, containing, occupy, places_for
 from kilonova.services.network.auto import auto_network
@@ -49,14 +49,14 @@ def the_network(work: Work, project_id: str, auto: bool) -> Joined | None:
 
 
 def named_network(work: Work, project_id: str, network_id: str, everything: bool = False) -> Joined:
-    """A network that a server of the project may be put on.  Raises Invalid."""
+    """A network that a server of the project may be put on.  Raises Invalid or Forbidden."""
     found = networks.with_subnets(work.tx, network_id)
     if found is not None:
         network = found.network
         if everything or network.project_id == project_id or network.shared:
             return found
         if network.external:
-            raise Invalid(f"It is not allowed to create an interface on external network {network_id}")
+            raise Forbidden(f"It is not allowed to create an interface on external network {network_id}")
     raise Invalid(f"Network {network_id} could not be found.")
 
 
