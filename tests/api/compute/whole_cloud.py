@@ -26,6 +26,8 @@ from kilonova.db.tables.network import ports
 from kilonova.journal import attention
 from kilonova.model.instance import Instance
 from kilonova.model.port import Vif
+from kilonova.services.image import api as image_api
+from kilonova.services.network import api as network_api
 from kilonova.testing.embedded import audits, embedded, fake_driver, holdings, server, settled
 from kilonova.virt.fake.driver import FakeDriver
 from tests.api.compute.asgi import Api, Reply, Tokens
@@ -42,7 +44,10 @@ NOBODYS = "99999999-9999-4999-8999-999999999999"  # an id that nothing has
 class Whole:
     cloud: EmbeddedCloud
     api: Api
+    network: Api
+    images: Api
     tokens: Tokens
+    policy_file: Path
 
     @property
     def driver(self) -> FakeDriver:
@@ -105,6 +110,12 @@ class Whole:
         found: dict[str, Any] = reply.json["server"]
         return found
 
+    async def quiet(self) -> None:
+        """Wait until nothing is being done to any server."""
+        async with asyncio.timeout(60):
+            while await self.cloud.db.read(attention.open_actions):
+                await asyncio.sleep(0.005)
+
     async def act(self, uuid: str, action: str, argument: Any = None, **how: Any) -> Reply:
         return await self.api("POST", f"/servers/{uuid}/action", {action: argument}, **how)
 
@@ -122,6 +133,21 @@ class Whole:
 
     async def vifs(self, uuid: str) -> tuple[Vif, ...]:
         return await self.cloud.network.vifs(uuid)
+
+    async def new(self, kind: str, who: str = "member", **values: Any) -> dict[str, Any]:
+        """Make something of the network service's: ``new("port", network_id=...)``."""
+        reply = await self.network("POST", f"/{kind.replace('_', '-')}s", {kind: values}, who=who)
+        assert reply.status == 201, reply.content
+        made: dict[str, Any] = reply.json[kind]
+        return made
+
+    async def network_of(self, cidr: str | None, who: str = "member", **values: Any) -> str:
+        """The id of a new network with one subnet, or with none."""
+        made = await self.new("network", who, **values)
+        if cidr is not None:
+            version = 6 if ":" in cidr else 4
+            await self.new("subnet", who, network_id=made["id"], cidr=cidr, ip_version=version)
+        return str(made["id"])
 
     async def clear(self) -> None:
         """Delete all servers, and see that nothing is left of any."""
@@ -154,8 +180,11 @@ async def whole_cloud(state_dir: Path, **options: dict[str, object]) -> AsyncIte
             accounts.users["demo"],
             accounts.users["admin"],
         )
-        api = Api(app(cloud.cloud, tokens, Policy(state_dir / "policy.yaml")))
-        whole = Whole(cloud, api, tokens)
+        policy_file = state_dir / "policy.yaml"
+        api = Api(app(cloud.cloud, tokens, Policy(policy_file)))
+        network = Api(network_api.app(cloud.network, tokens, "http://cloud.example:9696"), base="/v2.0")
+        images = Api(image_api.app(cloud.image, tokens, "http://cloud.example:9292"), base="/v2")
+        whole = Whole(cloud, api, network, images, tokens, policy_file)
         yield whole
         async with asyncio.timeout(120):
             await whole.clear()
