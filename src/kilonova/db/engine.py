@@ -10,6 +10,7 @@ connection.  That is where a tenth of the cost of going through an SQLAlchemy co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -137,6 +138,20 @@ class Tx:
         self.after_commit.append(call)
 
 
+def call_all(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]]) -> None:
+    """Make the calls that wait for a commit.
+
+    One that fails keeps neither the others nor those who wait for the commit from hearing of it: it is
+    reported to the loop.
+    """
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - see above
+            context = {"message": "a call after a commit failed", "exception": error}
+            loop.call_exception_handler(context)
+
+
 class Database(Protocol):
     """What runs transactions.  ``name`` is the dialect's: ``sqlite`` or ``postgresql``."""
 
@@ -145,7 +160,9 @@ class Database(Protocol):
     async def write(self, fn: Callable[[Tx], T]) -> T:
         """Run ``fn`` in a transaction of its own and commit it.
 
-        Raises what ``fn`` raises (nothing is kept then), UniqueViolation, or DatabaseUnavailable.
+        Raises what ``fn`` raises (nothing is kept then), UniqueViolation, or DatabaseUnavailable.  A caller
+        that is cancelled gets its CancelledError when the transaction is over, so that what its clean-up
+        writes comes after it.
         """
 
     async def read(self, fn: Callable[[Tx], T]) -> T:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
-from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation
+from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
 
 T = TypeVar("T")
 
-ATTEMPTS = 5  # of a transaction that lost against another one
+ATTEMPTS = 5  # of a transaction that lost against another one, or its connection
+REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
 
 
 class PostgresqlDatabase:
@@ -34,20 +35,30 @@ class PostgresqlDatabase:
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(threads, "postgresql")
         self._local = threading.local()
-        self._connections: list[Any] = []
+        self._connections: set[Any] = set()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
-        result, tx = await self._loop.run_in_executor(self._pool, self._run, fn)
-        for call in tx.after_commit:
-            call()
+        running = self._loop.run_in_executor(self._pool, self._run, fn, False)
+        running.add_done_callback(self._call_after_commit)
+        try:
+            result, _ = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # What it changes must not come after what its caller does next.
+            await asyncio.wait({running})
+            raise
         return result
 
+    def _call_after_commit(self, running: asyncio.Future[tuple[Any, Tx]]) -> None:
+        """Also for a caller that has gone: the transaction is committed all the same."""
+        if not running.cancelled() and running.exception() is None:
+            call_all(self._loop, running.result()[1].after_commit)
+
     async def read(self, fn: Callable[[Tx], T]) -> T:
-        result, _ = await self._loop.run_in_executor(self._pool, self._run, fn)
+        result, _ = await self._loop.run_in_executor(self._pool, self._run, fn, True)
         return result
 
     async def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        await self._loop.run_in_executor(None, self._pool.shutdown)
         for connection in self._connections:
             connection.close()
 
@@ -64,32 +75,47 @@ class PostgresqlDatabase:
                 raise DatabaseUnavailable(f"Cannot reach PostgreSQL: {error}.") from error
             self._local.connection = connection
             self._local.skew = 0
-            self._connections.append(connection)
+            self._connections.add(connection)
+        return connection
+
+    def _tell_skew(self, connection: Any) -> None:
         if self._local.skew != self._skew:
+            connection.read_only = False
             connection.execute("SELECT set_config('kilonova.skew', %s, false)", (str(self._skew),))
             connection.commit()
             self._local.skew = self._skew
-        return connection
 
-    def _run(self, fn: Callable[[Tx], T]) -> tuple[T, Tx]:
+    def _run(self, fn: Callable[[Tx], T], reads: bool) -> tuple[T, Tx]:
+        """Run ``fn`` in a transaction.  It is repeated when it lost against another one, and when the
+        connection turned out to be dead before anything could have been committed."""
         for attempt in range(1, ATTEMPTS + 1):
             connection = self._connection()
+            committing = False
             try:
+                self._tell_skew(connection)
+                connection.read_only = reads
+                connection.isolation_level = REPEATABLE_READ if reads else None
                 with connection.cursor() as cursor:
                     tx = Tx(cursor, self._dialect)
                     result = fn(tx)
+                committing = True
                 connection.commit()
                 return result, tx
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 connection.rollback()
                 if attempt == ATTEMPTS:
-                    raise
+                    raise DatabaseUnavailable(
+                        f"Lost against other transactions again and again: {error}."
+                    ) from error
             except psycopg.errors.UniqueViolation as error:
                 connection.rollback()
                 raise UniqueViolation(str(error)) from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                lost = connection.broken
                 connection.close()
-                raise DatabaseUnavailable(f"PostgreSQL went away: {error}.") from error
+                self._connections.discard(connection)
+                if committing or not lost or attempt == ATTEMPTS:
+                    raise DatabaseUnavailable(f"PostgreSQL went away: {error}.") from error
             except BaseException:
                 connection.rollback()
                 raise

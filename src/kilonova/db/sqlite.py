@@ -6,6 +6,7 @@ WAL with full sync: what was answered survives a power cut, and the cost of the 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -17,16 +18,35 @@ from typing import Any, TypeVar
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from kilonova.clock import Clock
-from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation
+from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
 
 T = TypeVar("T")
 
 GROUP = 64  # transactions that may share a commit
 READERS = 2
+PATIENCE = 10.0  # seconds that a write waits for another process that has the database locked
+LOOK_AGAIN = 0.02  # seconds between looks whether it still has
+
+_UNIQUE = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+"""What is wrong with the file or the disk under it, and not with the statement."""
 
 
 class _Job:
-    __slots__ = ("error", "fn", "future", "result", "tx")
+    __slots__ = ("error", "fn", "future", "over", "result", "settled", "tx")
 
     def __init__(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
         self.fn = fn
@@ -34,6 +54,8 @@ class _Job:
         self.result: Any = None
         self.error: BaseException | None = None
         self.tx: Tx | None = None
+        self.settled = False
+        self.over: asyncio.Future[None] | None = None  # set when its caller has been cancelled
 
 
 class SqliteDatabase:
@@ -41,28 +63,44 @@ class SqliteDatabase:
 
     name = "sqlite"
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, *, patience: float = PATIENCE) -> None:
         self.path = path
         self._clock = clock
+        self._patience = patience
         self._dialect = sqlite_dialect(paramstyle="named")
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._local = threading.local()
         self._readers = ThreadPoolExecutor(READERS, "sqlite-read")
         self._connections: list[sqlite3.Connection] = []
         self._writer = threading.Thread(target=self._write_loop, name="sqlite-write", daemon=True)
+        _make(path)
         self._connect().close()  # a path that cannot be opened is reported here, not later
         self._writer.start()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(fn, future))
-        return await future
+        if self._closing.is_set():
+            raise DatabaseUnavailable(f"The database {self.path} is closed.")
+        job = _Job(fn, self._loop.create_future())
+        self._jobs.put(job)
+        try:
+            result: T = await job.future
+        except asyncio.CancelledError:
+            # What it changes must not come after what its caller does next.
+            if not job.settled:
+                job.over = self._loop.create_future()
+                await job.over
+            raise
+        return result
 
     async def read(self, fn: Callable[[Tx], T]) -> T:
+        if self._closing.is_set():
+            raise DatabaseUnavailable(f"The database {self.path} is closed.")
         return await self._loop.run_in_executor(self._readers, self._read, fn)
 
     async def close(self) -> None:
+        self._closing.set()
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._writer.join)
         self._readers.shutdown(wait=True)
@@ -75,7 +113,6 @@ class SqliteDatabase:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
-            connection.execute("PRAGMA busy_timeout=10000")
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("PRAGMA cache_size=-16000")
         except sqlite3.Error as error:
@@ -90,16 +127,26 @@ class SqliteDatabase:
             connection = self._local.connection = self._connect()
             connection.execute("PRAGMA query_only=ON")
             self._connections.append(connection)
-        cursor = connection.cursor()
-        cursor.execute("BEGIN")
         try:
-            return fn(Tx(cursor, self._dialect))
-        finally:
-            cursor.execute("COMMIT")
-            cursor.close()
+            cursor = connection.cursor()
+            cursor.execute("BEGIN")
+            try:
+                return fn(Tx(cursor, self._dialect))
+            finally:
+                cursor.execute("COMMIT")
+                cursor.close()
+        except sqlite3.Error as error:
+            translated = _translated(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    # ---- the writer's thread ----
 
     def _write_loop(self) -> None:
         connection = self._connect()
+        # Waiting for a lock is our own, so that a stop need not wait for whoever holds it.
+        connection.execute("PRAGMA busy_timeout=0")
         try:
             stop = False
             while not stop:
@@ -110,7 +157,7 @@ class SqliteDatabase:
                 stop = len(jobs) != len(batch)
                 if jobs:
                     self._commit(connection, jobs)
-                    self._loop.call_soon_threadsafe(_settle, jobs)
+                    self._loop.call_soon_threadsafe(self._settle, jobs)
         finally:
             connection.close()
 
@@ -118,48 +165,92 @@ class SqliteDatabase:
         """Run the jobs, each in a savepoint of its own, and commit them together."""
         cursor = connection.cursor()
         try:
-            cursor.execute("BEGIN IMMEDIATE")
+            self._begin(cursor)
             for job in jobs:
-                self._run(cursor, job)
+                self._run(connection, cursor, job)
             cursor.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DatabaseUnavailable) as error:
             if connection.in_transaction:
                 connection.rollback()
+            told = error if isinstance(error, DatabaseUnavailable) else _unavailable(error)
             for job in jobs:
-                job.error = job.error or DatabaseUnavailable(f"SQLite cannot commit: {error}.")
+                job.error = job.error or told
         finally:
             cursor.close()
 
-    def _run(self, cursor: sqlite3.Cursor, job: _Job) -> None:
+    def _begin(self, cursor: sqlite3.Cursor) -> None:
+        waited = 0.0
+        while True:
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _primary(error) != sqlite3.SQLITE_BUSY or waited >= self._patience:
+                    raise
+            if self._closing.wait(LOOK_AGAIN):
+                raise DatabaseUnavailable("The database is locked by another process, and we are ending.")
+            waited += LOOK_AGAIN
+
+    def _run(self, connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: _Job) -> None:
         cursor.execute("SAVEPOINT job")
         job.tx = Tx(cursor, self._dialect)
         try:
             job.result = job.fn(job.tx)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who is in another thread
-            cursor.execute("ROLLBACK TO job")
+        except BaseException as error:  # it belongs to the caller, who is in another thread
             job.error = _translated(error)
+            if not connection.in_transaction:  # SQLite undid all of it, as it does when the disk is full
+                raise DatabaseUnavailable(f"The database cannot be written: {error}.") from error
+            cursor.execute("ROLLBACK TO job")
         cursor.execute("RELEASE job")
 
+    # ---- in the event loop again ----
 
-def _settle(jobs: list[_Job]) -> None:
-    for job in jobs:
-        if job.error is None and job.tx is not None:
-            for call in job.tx.after_commit:
-                call()
-        if job.future.cancelled():
-            continue
-        if job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.result)
+    def _settle(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            job.settled = True
+            if job.error is None and job.tx is not None:
+                call_all(self._loop, job.tx.after_commit)
+            if job.over is not None and not job.over.done():
+                job.over.set_result(None)
+            if job.future.cancelled():
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.result)
+
+
+def _make(path: Path) -> None:
+    """Have a file that only we can read (SQLite gives its companions the same mode): hashes of passwords
+    and what users hand to their servers are in it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(handle).st_mode & 0o077:
+                os.fchmod(handle, 0o600)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DatabaseUnavailable(f"Cannot open the database {path}: {error.strerror}.") from error
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 for an error of the Python module itself."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _unavailable(error: sqlite3.Error) -> DatabaseUnavailable:
+    hint = " Free some space on its disk." if _primary(error) == sqlite3.SQLITE_FULL else ""
+    return DatabaseUnavailable(
+        f"The database cannot be used at the moment: {error}. Nothing was changed.{hint}"
+    )
 
 
 def _translated(error: BaseException) -> BaseException:
-    if isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode in (
-        sqlite3.SQLITE_CONSTRAINT_UNIQUE,
-        sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
-    ):
+    if isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode in _UNIQUE:
         return UniqueViolation(str(error))
+    if isinstance(error, sqlite3.Error) and _primary(error) in _UNAVAILABLE:
+        return _unavailable(error)
     return error
 
 
