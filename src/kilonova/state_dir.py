@@ -10,7 +10,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from kilonova.errors import Failed
+
+
+class _Passwords(msgspec.Struct):
+    admin: str
+    demo: str
 
 
 @dataclass
@@ -22,10 +29,15 @@ class StateDir:
 
     @classmethod
     def open(cls, path: Path) -> StateDir:
-        """Make it if need be and lock it.  Raises Failed when another process has it."""
+        """Make it if need be and lock it.  Raises Failed when another process has it, or it cannot be."""
         path = path.absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Failed(
+                f"Cannot use the state directory {path}: {error.strerror}. Choose another --state-dir."
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -43,6 +55,8 @@ class StateDir:
         """A directory in it that only we can read."""
         made = self.path / name
         made.mkdir(mode=0o700, exist_ok=True)
+        if made.stat().st_mode & 0o077:
+            made.chmod(0o700)
         return made
 
     def searchable(self, name: str) -> Path:
@@ -53,13 +67,21 @@ class StateDir:
         return made
 
     def passwords(self) -> dict[str, str]:
-        """The passwords of ``admin`` and ``demo``; made up at the first start."""
+        """The passwords of ``admin`` and ``demo``; made up at the first start.
+
+        Raises Failed for a file that does not have them.
+        """
         file = self.path / "passwords.json"
         if not file.exists():
             made = {name: secrets.token_urlsafe(18) for name in ("admin", "demo")}
             write_secret(file, json.dumps(made))
-        found: dict[str, str] = json.loads(file.read_text())
-        return found
+        try:
+            return msgspec.structs.asdict(msgspec.json.decode(file.read_bytes(), type=_Passwords))
+        except msgspec.DecodeError:
+            raise Failed(
+                f"{file} does not have the passwords of admin and demo: restore it, or remove it and "
+                "set new ones with `openstack user set --password`."
+            ) from None
 
     def compute_id(self) -> str:
         """The uuid of this host's compute node: made up once and kept, as in Nova since 2023."""

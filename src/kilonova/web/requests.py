@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,7 @@ STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (errors.TryAgain, 503),
     (DatabaseUnavailable, 503),
     (errors.HostFault, 503),
+    (ClientDisconnect, 400),  # nobody hears it
 )
 
 _REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
