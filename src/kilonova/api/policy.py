@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import structlog
 from oslo_config import cfg
 from oslo_policy import policy as oslo
 
 from kilonova.api.policy_rules import BASE, RULES
-from kilonova.errors import Forbidden
+from kilonova.errors import Failed, Forbidden
 from kilonova.model.context import RequestContext
+
+log = structlog.get_logger("kilonova.api")
 
 MAX_KEPT = 20_000
 NO_FILE = "/nonexistent/policy.yaml"  # an absolute path, so that no directory is searched
@@ -24,12 +27,15 @@ class Policy:
     """The rules in force.  ``path`` is the operator's file of overrides, YAML or JSON; it need not exist."""
 
     def __init__(self, path: Path | None = None) -> None:
+        """Raises Failed for a file that cannot be read."""
         self.path = path
         self._stamp = self._file_stamp()
         self._kept: dict[tuple[Any, ...], bool] = {}
         self._enforcer = self._load()
 
     def _load(self) -> Any:
+        if self.path is not None:
+            _check(self.path)
         conf = cfg.ConfigOpts()
         conf([], project="kilonova", default_config_files=[], default_config_dirs=[])
         enforcer = oslo.Enforcer(conf, policy_file=str(self.path or NO_FILE))
@@ -41,6 +47,7 @@ class Policy:
         for name, check in RULES.items():
             enforcer.register_default(oslo.RuleDefault(name, check, scope_types=["project"]))
         enforcer.load_rules()
+        enforcer.use_conf = False  # it would look at the file at every check, and fall over a bad one
         return enforcer
 
     def _file_stamp(self) -> tuple[int, int] | None:
@@ -53,13 +60,18 @@ class Policy:
         return found.st_mtime_ns, found.st_size
 
     def refresh(self) -> None:
-        """Take over changes of the file.  Raises what oslo.policy raises for a file it cannot read."""
+        """Take over changes of the file.  One with a fault is logged, and the rules stay as they are."""
         if self.path is None:
             return
         stamp = self._file_stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
             self._enforcer = self._load()
+        except Failed as error:
+            log.error("policy rules stay as they were", error=str(error))
+        else:
             self._kept.clear()
 
     def allows(self, context: RequestContext, rule: str, target: dict[str, Any] | None = None) -> bool:
@@ -86,8 +98,26 @@ class Policy:
             return bool(self._enforcer.enforce(rule, target, context.policy_credentials()))
         except oslo.InvalidScope:
             return False
+        except (ValueError, TypeError, RecursionError) as error:  # %(...)s that is none, rules in a circle
+            log.error("policy rule allows nobody", rule=rule, error=repr(error))
+            return False
 
     def enforce(self, context: RequestContext, rule: str, target: dict[str, Any] | None = None) -> None:
         """Raises Forbidden when ``allows`` says no."""
         if not self.allows(context, rule, target):
             raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
+
+
+def _check(path: Path) -> None:
+    """Raises Failed, with what is wrong, unless the file has rule names and checks, or is not there."""
+    try:
+        found = oslo.parse_file_contents(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise Failed(f"The policy file {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise Failed(f'The policy file {path} has no rules: lines of the form "name": "check" are expected.')
+    for name, check in found.items():
+        if not isinstance(name, str) or not isinstance(check, str):
+            raise Failed(f"The policy file {path} is wrong at {name!r}: a rule is a text, not {check!r}.")

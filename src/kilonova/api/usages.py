@@ -11,7 +11,7 @@ from kilonova.api.paging import next_link, page_of
 from kilonova.api.query import Keys
 from kilonova.api.routes import Route
 from kilonova.api.shape import Span, since
-from kilonova.api.views.usages import by_project
+from kilonova.api.views.usages import by_project, nothing
 from kilonova.clock import parse_iso
 from kilonova.db import usages
 from kilonova.db.usages import ServerUsage
@@ -48,8 +48,9 @@ def _moment(text: str | None, now: int) -> int:
 
 def _period(call: Call) -> _Period:
     now = call.cloud.clock.now()
-    start, stop = _moment(call.query.last("start"), now), _moment(call.query.last("end"), now)
-    if start >= stop:
+    first, last = call.query.last("start"), call.query.last("end")
+    start, stop = _moment(first, now), _moment(last, now)
+    if start > stop or (start == stop and (first or last)):  # without both it is this very moment
         raise Invalid("Invalid start time. The start time cannot occur after the end time.")
     return _Period(start, min(stop, now), now)
 
@@ -71,8 +72,13 @@ async def _servers(
     return found, next_link(call.url, call.query, limit, found[-1].uuid)
 
 
+def _detailed(call: Call) -> bool:
+    """Nova knows ``1`` only; openstacksdk sends ``True``, and means it."""
+    return (call.query.last("detailed") or "").lower() in ("1", "true")
+
+
 async def index(call: Call) -> dict[str, Any]:
-    period, detailed = _period(call), call.query.last("detailed") == "1"
+    period, detailed = _period(call), _detailed(call)
     found, links = await _servers(call, period, None)
     shown = by_project(found, period.start, period.stop, period.now, detailed=detailed)
     answer: dict[str, Any] = {"tenant_usages": shown}
@@ -87,7 +93,9 @@ async def show(call: Call) -> dict[str, Any]:
     period = _period(call)
     found, links = await _servers(call, period, project_id)
     shown = by_project(found, period.start, period.stop, period.now, detailed=True)
-    answer: dict[str, Any] = {"tenant_usage": shown[0] if shown else {}}
+    # Where Nova gives an empty object, `openstack usage show` breaks: nothing used is a sum, too.
+    usage = shown[0] if shown else {**nothing(project_id, period.start, period.stop), "server_usages": []}
+    answer: dict[str, Any] = {"tenant_usage": usage}
     if links:
         answer["tenant_usage_links"] = links
     return answer

@@ -223,6 +223,7 @@ class SmallCloud:
         """A living server, in the database alone, counted in the quota."""
         flavor = Flavor(id=1, flavorid="1", name="m1.tiny", vcpus=2, memory_mb=512, root_gb=1, ephemeral_gb=3)
         values = {
+            "flavor": flavor,
             "vm_state": "active",
             "launched_at": self.clock.now(),
             "created_at": self.clock.now(),
@@ -233,7 +234,6 @@ class SmallCloud:
             project_id=project,
             user_id=user,
             display_name=f"server-{self.numbers}",
-            flavor=flavor,
             **values,
         )
 

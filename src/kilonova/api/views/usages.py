@@ -35,6 +35,19 @@ def _server(server: ServerUsage, hours: float, now: int) -> dict[str, Any]:
     }
 
 
+def nothing(project_id: str, start: int, stop: int) -> dict[str, Any]:
+    """The total of a project that used nothing."""
+    return {
+        "tenant_id": project_id,
+        "start": iso_micro(start),
+        "stop": iso_micro(stop),
+        "total_hours": 0.0,
+        "total_local_gb_usage": 0.0,
+        "total_memory_mb_usage": 0.0,
+        "total_vcpus_usage": 0.0,
+    }
+
+
 def by_project(
     servers: Iterable[ServerUsage], start: int, stop: int, now: int, *, detailed: bool
 ) -> list[dict[str, Any]]:
@@ -43,15 +56,7 @@ def by_project(
     for server in servers:
         total = totals.get(server.project_id)
         if total is None:
-            total = totals[server.project_id] = {
-                "tenant_id": server.project_id,
-                "start": iso_micro(start),
-                "stop": iso_micro(stop),
-                "total_hours": 0.0,
-                "total_local_gb_usage": 0.0,
-                "total_memory_mb_usage": 0.0,
-                "total_vcpus_usage": 0.0,
-            }
+            total = totals[server.project_id] = nothing(server.project_id, start, stop)
             if detailed:
                 total["server_usages"] = []
         hours = _hours(server, start, stop)
