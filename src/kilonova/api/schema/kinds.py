@@ -83,15 +83,20 @@ def read_ipv4(value: str) -> str:
 
 
 def read_ipv6(value: str) -> str:
+    """Without a zone (``%eth0``), which means something on one machine only."""
     try:
-        return str(ipaddress.IPv6Address(value))
+        address = ipaddress.IPv6Address(value)
     except ValueError:
         raise ValueError(f"'{value}' is not an IPv6 address") from None
+    if address.scope_id is not None:
+        raise ValueError(f"'{value}' has a zone: leave it out")
+    return str(address)
 
 
 def read_ip(value: str) -> str:
+    """As ``read_ipv4`` and ``read_ipv6``."""
     try:
-        return str(ipaddress.ip_address(value))
+        return read_ipv6(value) if ":" in value else read_ipv4(value)
     except ValueError:
         raise ValueError(f"'{value}' is not an IP address") from None
 
