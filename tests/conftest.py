@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import pytest
 
 from kilonova.clock import Clock, SystemClock
 from kilonova.db.engine import Database
-from kilonova.db.schema import bring_up
+from kilonova.db.schema import REVISION, bring_up
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.db.tables import load_all
 from kilonova.testing.clock import VirtualClock
 
 # The machine is noisy: how long one example takes says nothing.
@@ -84,28 +84,56 @@ def clock() -> Clock:
     return SystemClock()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-async def db(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Database]:
-    """An empty database with the schema in it, of each kind."""
-    if request.param == "sqlite":
-        database: Database = SqliteDatabase(tmp_path / "kilonova.db", clock)
-        await bring_up(database)
-        yield database
-        await database.close()
-        return
-    import psycopg
+@contextlib.asynccontextmanager
+async def opened(
+    request: pytest.FixtureRequest, kind: str, directory: Path, clock: Clock, name: str = "tests"
+) -> AsyncIterator[Database]:
+    """An empty database of a kind, with the schema in it; on PostgreSQL the one of that name, emptied."""
+    if kind == "sqlite":
+        database: Database = SqliteDatabase(directory / "kilonova.db", clock)
+    else:
+        from kilonova.db.postgresql import PostgresqlDatabase
 
-    from kilonova.db.postgresql import PostgresqlDatabase
-
-    server = request.getfixturevalue("postgresql_server")
-    name = "t" + uuid.uuid4().hex
-    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    database = PostgresqlDatabase(f"{server} dbname={name}")
-    if isinstance(clock, VirtualClock):
-        clock.on_advance(lambda moved: database.shift(moved))
+        database = PostgresqlDatabase(_emptied(request.getfixturevalue("postgresql_server"), name))
+        if isinstance(clock, VirtualClock):
+            clock.on_advance(database.shift)
     await bring_up(database)
     yield database
     await database.close()
+
+
+def _emptied(server: str, name: str) -> str:
+    """The conninfo of a database without rows.  Making a new one takes many times as long."""
+    import psycopg
+    from psycopg import sql
+
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name}")
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+            connection.execute(f"CREATE DATABASE {name}")
+    conninfo = f"{server} dbname={name}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(  # what a failed test has left open would lock us out
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid != %s",
+            (name, connection.info.backend_pid),
+        )
+        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        tables = {row[0] for row in found}
+        if tables and tables != {table.name for table in load_all().sorted_tables}:  # another release's
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            return conninfo
+        one = sql.SQL("SELECT {} WHERE EXISTS (SELECT FROM {})")
+        each = [one.format(table, sql.Identifier(table)) for table in sorted(tables)]
+        full = connection.execute(sql.SQL(" UNION ALL ").join(each)).fetchall() if each else []
+        rows = [sql.Identifier(row[0]) for row in full if row[0] != "schema_version"]
+        if rows:
+            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(rows)))
+        if tables:
+            connection.execute("DELETE FROM schema_version WHERE revision != %s", (REVISION,))
+    return conninfo
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+async def db(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Database]:
+    """An empty database with the schema in it, of each kind."""
+    async with opened(request, request.param, tmp_path, clock) as database:
+        yield database
