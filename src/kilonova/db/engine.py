@@ -48,19 +48,19 @@ def _render_db_now(element: db_now, compiler: Any, **kw: Any) -> str:
 
 
 class Statement:
-    """An SQL statement compiled once per dialect; its values are bound at each call."""
+    """An SQL statement compiled once per compiler of a dialect; its values are bound at each call."""
 
     __slots__ = ("_compiled", "clause")
 
     def __init__(self, clause: Executable) -> None:
         self.clause = clause
-        self._compiled: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._compiled: dict[type, tuple[str, dict[str, Any]]] = {}
 
     def text(self, dialect: Dialect) -> tuple[str, dict[str, Any]]:
         """The text and the values that the statement itself carries."""
-        found = self._compiled.get(dialect.name)
+        found = self._compiled.get(dialect.statement_compiler)
         if found is None:
-            found = self._compiled[dialect.name] = compile_clause(self.clause, dialect)
+            found = self._compiled[dialect.statement_compiler] = compile_clause(self.clause, dialect)
         return found
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import psycopg
+from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
 from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
@@ -17,6 +18,13 @@ T = TypeVar("T")
 
 ATTEMPTS = 5  # of a transaction that lost against another one, or its connection
 REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
+
+
+class _SnapshotCompiler(PGCompiler_psycopg):
+    """Leaves FOR UPDATE and its like out: a snapshot needs no locks, and may not take any."""
+
+    def for_update_clause(self, select: Any, **kw: Any) -> str:
+        return ""
 
 
 class PostgresqlDatabase:
@@ -32,6 +40,8 @@ class PostgresqlDatabase:
         self._conninfo = conninfo
         self._skew = skew
         self._dialect = psycopg_dialect()  # type: ignore[no-untyped-call]
+        self._snapshot_dialect = psycopg_dialect()  # type: ignore[no-untyped-call]
+        self._snapshot_dialect.statement_compiler = _SnapshotCompiler
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(threads, "postgresql")
         self._local = threading.local()
@@ -96,7 +106,7 @@ class PostgresqlDatabase:
                 connection.read_only = reads
                 connection.isolation_level = REPEATABLE_READ if reads else None
                 with connection.cursor() as cursor:
-                    tx = Tx(cursor, self._dialect)
+                    tx = Tx(cursor, self._snapshot_dialect if reads else self._dialect)
                     result = fn(tx)
                 committing = True
                 connection.commit()
