@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,10 @@ from kilonova.model.context import RequestContext
 from kilonova.services.identity.builtin import BuiltinIdentity
 from kilonova.services.identity.catalog import Catalog
 from kilonova.web.json import JsonResponse, read_object
+from kilonova.web.storable import is_storable
 
 NOT_ALLOWED = "You are not authorized to perform the requested action: {what}."
 
-# What no database can store and no name may have: the null character and halves of surrogate pairs.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Handler = Callable[["Call"], Awaitable[Response]]
 Routes = dict[str, dict[str, Handler]]
@@ -43,7 +41,7 @@ class Call:
     def query(self, name: str) -> str | None:
         """A query parameter; an empty one is none.  Raises Invalid for text that cannot be stored."""
         value = self.request.query_params.get(name)
-        if value and _UNSTORABLE.search(value):
+        if value and not is_storable(value):
             raise Invalid(f"The query parameter {name} has a character that is not allowed.")
         return value or None
 
@@ -55,7 +53,6 @@ class Call:
     async def body(self, name: str | None = None) -> dict[str, Any]:
         """The body, or the object in it that has this name.  Raises Invalid."""
         found = await read_object(self.request)
-        _check_storable(found)
         if name is None:
             return found
         inner = found.get(name)
@@ -103,21 +100,5 @@ def no_content() -> Response:
 
 def check_path(path: str) -> None:
     """Raises NotFound for a path that can be of nothing that is stored."""
-    if _UNSTORABLE.search(path):
+    if not is_storable(path):
         raise NotFound("The resource could not be found.")
-
-
-def _check_storable(value: Any) -> None:
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            if _UNSTORABLE.search(each):
-                raise Invalid("The body has a character in a text that is not allowed.")
-        elif isinstance(each, dict):
-            waiting.extend(each.keys())
-            waiting.extend(each.values())
-        elif isinstance(each, list):
-            waiting.extend(each)
-        elif isinstance(each, int) and not -(2**63) <= each < 2**64:
-            raise Invalid("The body has a number that is too large.")

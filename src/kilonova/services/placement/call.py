@@ -19,12 +19,11 @@ from kilonova.db.engine import Database, Tx
 from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.model.context import RequestContext
 from kilonova.web.json import JsonResponse, parse_object, read_body
+from kilonova.web.storable import is_storable
 
 MIN, MAX = 0, 39  # of 1.x
 GENERATION = "resource_provider_generation"
 
-# What no database can store: the null character and halves of surrogate pairs.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _VERSION = re.compile(r"1\.(0|[1-9][0-9]{0,3})\Z")
 
 T = TypeVar("T")
@@ -81,16 +80,14 @@ class Call:
                 raise BadQuery(f"Invalid query string parameters: '{name}' is not known at 1.{self.version}.")
             if name in found and name not in several:
                 raise Duplicated(f"Invalid query string parameters: '{name}' stands twice.")
-            if _UNSTORABLE.search(value):
+            if not is_storable(value):
                 raise BadQuery(f"The query parameter '{name}' has a character that is not allowed.")
             found.setdefault(name, []).append(value)
         return found
 
     async def body(self) -> dict[str, Any]:
         """The JSON object in the body.  Raises Invalid."""
-        found = parse_object(await self.raw_body())
-        _check_storable(found)
-        return found
+        return parse_object(await self.raw_body())
 
     async def raw_body(self) -> bytes:
         """Raises Invalid for one that is not said to be JSON."""
@@ -150,19 +147,6 @@ def convert(found: Any, kind: type[S]) -> S:
         raise Invalid(f"JSON does not validate: {error}.") from error
 
 
-def _check_storable(found: Any) -> None:
-    waiting = [found]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            if _UNSTORABLE.search(each):
-                raise Invalid("JSON does not validate: a text has a character that is not allowed.")
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            waiting += each
-
-
 def no_content() -> Response:
     return Response(status_code=204)
 
@@ -176,7 +160,7 @@ def is_uuid(text: str) -> bool:
 
 def check_path(path: str) -> None:
     """Raises NotFound for a path that can be of nothing that is stored."""
-    if _UNSTORABLE.search(path):
+    if not is_storable(path):
         raise NotFound("The resource could not be found.")
 
 
