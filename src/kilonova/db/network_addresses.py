@@ -43,8 +43,7 @@ _FIND = Statement(
     .where(
         a.network_id == bindparam("the_network"),
         a.address == bindparam("the_address"),
-        t.ports.c.device_owner.like("compute:%"),
-        t.ports.c.device_id != "",
+        t.ports.c.nic_index.is_not(None),  # what users write into device_id makes no server of a port
     )
 )
 

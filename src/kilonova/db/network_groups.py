@@ -57,7 +57,7 @@ _NAMES_OF_DEVICE = Statement(
     .select_from(
         t.ports.join(t.port_security_groups, pg.port_id == p.id).join(t.security_groups, g.id == pg.group_id)
     )
-    .where(p.device_id == bindparam("the_device"))
+    .where(p.device_id == bindparam("the_device"), p.nic_index.is_not(None))
     .distinct()
     .order_by(g.name)
 )

@@ -22,7 +22,7 @@ _PORT = Statement(select(t.ports).where(p.id == bindparam("the_id")))
 _LOCKED = Statement(select(t.ports).where(p.id == bindparam("the_id")).with_for_update())
 _OF_DEVICE = Statement(
     select(t.ports)
-    .where(p.device_id == bindparam("the_device"))
+    .where(p.device_id == bindparam("the_device"), p.nic_index.is_not(None))
     .order_by(p.nic_index, p.id)
     .with_for_update()
 )
@@ -52,7 +52,7 @@ _TURN = Statement(
         p.status != bindparam("to_status"),
     )
     .values(status=bindparam("to_status"), updated_at=bindparam("now"), revision=p.revision + 1)
-    .returning(p.device_id, p.device_owner)
+    .returning(p.device_id, p.nic_index)
 )
 _SERVING = Statement(
     select(p.id, p.device_id, p.device_owner).where(
@@ -92,8 +92,8 @@ _VIFS = Statement(
         .outerjoin(t.port_security_groups, pg.port_id == p.id)
         .outerjoin(t.security_groups, g.id == pg.group_id)
     )
-    .where(p.device_id == bindparam("the_device"))
-    .order_by(p.nic_index, p.created_at, p.id, a.ordinal, g.name, g.id)
+    .where(p.device_id == bindparam("the_device"), p.nic_index.is_not(None))
+    .order_by(p.nic_index, p.id, a.ordinal, g.name, g.id)
 )
 _HOSTS = Statement(
     select(p.mac_address, a.address, p.hostname, a.subnet_id)
@@ -120,7 +120,7 @@ def locked_port(tx: Tx, port_id: str) -> Port | None:
 
 
 def of_device(tx: Tx, device_id: str) -> list[Port]:
-    """The ports of a server, locked, in the order of its network cards."""
+    """The ports that compute gave to a server, locked, in the order of its network cards."""
     return [PORTS.record(row) for row in tx.all(_OF_DEVICE, the_device=device_id)]
 
 
@@ -149,7 +149,8 @@ def bind_port(tx: Tx, port_id: str, now: int, **to: Any) -> None:
 def turn(tx: Tx, port_id: str, host: str, status: str, now: int) -> Row | None:
     """Change the status of a port on its host.
 
-    Returns its device id and owner; None when there is no such port there, or it had that status.
+    Returns its device id and its place among the server's ports; None when there is no such port there, or
+    it had that status.
     """
     return tx.one(_TURN, the_id=port_id, the_host=host, to_status=status, now=now)
 
@@ -227,8 +228,3 @@ def dhcp_hosts(tx: Tx, network_id: str, dhcp_owner: str) -> list[Row]:
 def dhcp_servers(tx: Tx, network_id: str, dhcp_owner: str) -> dict[str, str]:
     """The DHCP server's address in each subnet."""
     return dict(tx.all(_DHCP_ADDRESSES, the_network=network_id, the_owner=dhcp_owner))
-
-
-def addressed_hosts(tx: Tx) -> list[str]:
-    """The hosts that have ports bound to them."""
-    return [row[0] for row in tx.all(select(p.host).where(p.host != "").distinct().order_by(p.host))]

@@ -80,7 +80,11 @@ class Port(msgspec.Struct, frozen=True):
 
     @property
     def serves_instance(self) -> bool:
-        return self.device_owner.startswith("compute:") and bool(self.device_id)
+        """Whether compute gave the port to a server.
+
+        A user may write any device id into a port of their own: that makes it nobody's network card.
+        """
+        return self.nic_index is not None and bool(self.device_id)
 
 
 class Address(msgspec.Struct, frozen=True):

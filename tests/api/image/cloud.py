@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -143,7 +144,7 @@ class Cloud:
 
     @contextmanager
     def serving(self) -> Iterator[Cloud]:
-        thread = threading.Thread(target=lambda: asyncio.run(self.run()))
+        thread = threading.Thread(target=run, args=(self,))
         thread.start()
         assert self._ready.wait(30)
         try:
@@ -158,7 +159,13 @@ class Cloud:
         return sorted(each.name for each in (self.directory / "images").iterdir() if each.name != ".lock")
 
 
+def run(cloud: Cloud) -> None:
+    """On the loop that ``kilonova up`` runs on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(cloud.run())
+
+
 if __name__ == "__main__":
     cloud = Cloud(Path(sys.argv[1]))
     print(cloud.port, flush=True)
-    asyncio.run(cloud.run())
+    run(cloud)

@@ -96,7 +96,10 @@ def test_the_sdk_uploads_checks_and_downloads(connect: Callable[[str], Any], tmp
         found.properties["owner_specified.openstack.sha256"] == hashlib.sha256(disk.read_bytes()).hexdigest()
     )
     # The same file again is seen to be there.
-    assert alice.create_image("sdk disk", filename=str(disk), validate_checksum=True, disk_format="qcow2").id == image.id
+    assert (
+        alice.create_image("sdk disk", filename=str(disk), validate_checksum=True, disk_format="qcow2").id
+        == image.id
+    )
     got = b"".join(alice.image.download_image(image.id, stream=True).iter_content(65536))
     assert got == disk.read_bytes()
     alice.image.update_image(image.id, name="renamed", hw_disk_bus="virtio")

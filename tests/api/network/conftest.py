@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import pytest
 import requests
-import uvicorn
 
 from kilonova.clock import SystemClock
 from kilonova.db.engine import Database
@@ -23,6 +22,7 @@ from kilonova.services.network.api import app
 from kilonova.services.network.builtin import BuiltinNetwork
 from kilonova.services.network.first_start import first_start
 from kilonova.services.network.port import PortRequest
+from kilonova.web.server import HttpServer
 
 T = TypeVar("T")
 
@@ -170,13 +170,8 @@ async def face(db: Database) -> AsyncIterator[Face]:
 
         service.on_event = heard
         await first_start(service, "admins")
-        config = uvicorn.Config(app(service, Tokens(), url), log_level="warning", lifespan="off")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started:
-            assert not task.done()
-            await asyncio.sleep(0.01)
+        server = HttpServer(app(service, Tokens(), url), [listening])
+        await server.start()
         yield made
-        server.should_exit = True
-        await task
+        await server.stop()
     await service.close()

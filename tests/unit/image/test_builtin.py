@@ -7,12 +7,13 @@ import errno
 import hashlib
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kilonova.db.engine import Database
+from kilonova.db.engine import Database, DatabaseUnavailable, Tx
 from kilonova.errors import Conflict, Failed, Forbidden, Invalid, NotFound, TooLarge, TryAgain
 from kilonova.services.image.builtin import BuiltinImage
 from kilonova.services.image.fields import NewImage
@@ -292,6 +293,36 @@ async def test_a_directory_belongs_to_one_process(images: BuiltinImage, db: Data
         await other.recover()
     await images.recover()  # the holder may do it again
     await other.close()
+
+
+class Unsteady:
+    """A database whose n-th write is done, or not done, and in either case reported as lost."""
+
+    def __init__(self, db: Database, number: int, *, done: bool) -> None:
+        self._db, self._left, self._done = db, number, done
+        self.name, self.read, self.close = db.name, db.read, db.close
+
+    async def write(self, fn: Callable[[Tx], Any]) -> Any:
+        self._left -= 1
+        if self._left == 0 and not self._done:
+            raise DatabaseUnavailable("lost")
+        result = await self._db.write(fn)
+        if self._left == 0:
+            raise DatabaseUnavailable("lost")
+        return result
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_commit_that_nobody_heard_of_is_believed(db: Database, tmp_path: Path, done: bool) -> None:
+    images = BuiltinImage(Unsteady(db, 3, done=done), Ticking(), tmp_path / "images")
+    await images.recover()
+    image = await images.create(ALICE, new())
+    with pytest.raises(DatabaseUnavailable):  # the third write makes the image active
+        await images.upload(ALICE, image.id, chunks(b"data"))
+    found = await images.get(ALICE, image.id)
+    assert (found.status, found.upload) == ("active" if done else "queued", None)
+    assert files(tmp_path) == ([image.id] if done else [])
+    await images.close()
 
 
 @pytest.mark.parametrize("image_id", ["../../etc/passwd", "x", "", "A" * 36, "\0", ".lock"])

@@ -353,6 +353,33 @@ async def test_a_users_delete_or_change_of_a_servers_port_is_told(cloud: Cloud) 
     assert await cloud.service.vifs("i1") == ()
 
 
+async def test_writing_a_servers_id_into_a_port_makes_it_no_card_of_that_server(cloud: Cloud) -> None:
+    """Else one could ask the metadata service as somebody else's server, or put a card into it."""
+    await cloud.network()
+    await cloud.boot("victim")
+    bobs = await cloud.network(BOB, cidr="10.8.0.0/24")
+    values = port_values(bobs, device_id="victim", device_owner="compute:nova")
+    port = await cloud.service.write(lambda work: create_port(work, BOB, dict(values)))
+    assert await cloud.service.find_instance(bobs, "10.8.0.3") is None
+    assert [vif.port_id for vif in await cloud.service.vifs("victim")] != []
+    assert port.id not in {vif.port_id for vif in await cloud.service.vifs("victim")}
+    await cloud.service.write(lambda work: delete_port(work, BOB, port.id))
+    assert cloud.events == []
+
+
+async def test_boots_at_once_share_the_network_that_is_made_by_itself(cloud: Cloud) -> None:
+    booted = await asyncio.gather(*(cloud.boot(f"i{n}", auto=True) for n in range(8)))
+    assert len({vif.network_id for (vif,) in booted}) == 1
+    assert await count(cloud, t.networks) == 1
+
+
+async def test_the_same_boot_twice_at_once_makes_one_set_of_ports(cloud: Cloud) -> None:
+    network = await cloud.network()
+    one, other = await asyncio.gather(cloud.boot("i1", network, network), cloud.boot("i1", network, network))
+    assert one == other and len(one) == 2
+    assert await used(cloud) == 2
+
+
 async def test_the_first_start_makes_one_network_once(cloud: Cloud) -> None:
     made = await first_start(cloud.service, "admins")
     assert made is not None and await first_start(cloud.service, "admins") is None

@@ -22,7 +22,7 @@ from kilonova.model.port import RequestedNetwork, Vif
 from kilonova.model.wiring import NetworkDetails, PortDetails
 from kilonova.services.network import servers, wiring
 from kilonova.services.network.checks import check
-from kilonova.services.network.port import PortRequest
+from kilonova.services.network.port import NetworkService, PortRequest
 from kilonova.services.network.vifs import vifs_of
 from kilonova.services.network.work import Options, Work
 
@@ -201,8 +201,8 @@ class BuiltinNetwork:
             if row is None:
                 work.events = ledger.pending_of_port(work.tx, port_id)
                 return
-            device_id, device_owner = row
-            if device_id and device_owner.startswith("compute:"):
+            device_id, nic_index = row
+            if device_id and nic_index is not None:
                 work.tell(device_id, event, port_id)
 
         await self.write(turn)
@@ -268,3 +268,8 @@ class BuiltinNetwork:
         if self._teller is not None:
             self._teller.cancel()
             await asyncio.gather(self._teller, return_exceptions=True)
+
+
+def _conforms(service: BuiltinNetwork) -> NetworkService:
+    """For the type checker."""
+    return service

@@ -29,6 +29,8 @@ from kilonova.services.network.work import (
     privileged,
 )
 
+PROVIDER = ("network_type", "physical_network", "segmentation_id")
+
 
 def sees(context: RequestContext, network: Network) -> bool:
     """Whether the caller may know of the network: its own, a shared or an external one."""
@@ -111,11 +113,21 @@ def _check_provider(work: Work, values: dict[str, Any]) -> None:
         raise InvalidInput(f"The physical network {physical} is unknown.")
 
 
+def _changes(network: Network, values: dict[str, Any]) -> dict[str, Any]:
+    """What is new in ``values``; null says nothing of a provider attribute."""
+    silent = {name for name in PROVIDER if values.get(name) is None}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in silent and getattr(network, name) != value
+    }
+
+
 def update_network(work: Work, context: RequestContext, network_id: str, values: dict[str, Any]) -> Joined:
     """Raises NetworkNotFound, PolicyNotAuthorized, VlanIdInUse, InvalidSharedSetting, InvalidInput."""
     network = changeable_network(work, context, network_id)
     _check_provider(work, values)
-    values = {name: value for name, value in values.items() if getattr(network, name) != value}
+    values = _changes(network, values)
     if "segmentation_id" in values:
         if ports.count_others(work.tx, network_id, DHCP_OWNER):
             raise NetworkInUse(network_id)

@@ -89,7 +89,7 @@ def create_port(work: Work, context: RequestContext, values: dict[str, Any]) -> 
         nic_index=None,
         made_by_compute=False,
         nic_tag=None,
-        hostname=values["name"],
+        hostname="",
         host=values["host"],
         vnic_type=values["vnic_type"],
         vif_type=vif_type,

@@ -43,10 +43,9 @@ def usable(cidr: Cidr, address: Ip) -> bool:
     """Whether a port may have the address: in the subnet, and neither its first nor its broadcast one."""
     if address.version != cidr.version or address not in cidr:
         return False
-    spare = 2 if cidr.version == 4 else 1
-    if cidr.max_prefixlen - cidr.prefixlen < spare:
+    if cidr.max_prefixlen - cidr.prefixlen < 2:
         return True  # /31, /32, /127 and /128 have no addresses to lose
-    if address == cidr.network_address and cidr.prefixlen != cidr.max_prefixlen:
+    if address == cidr.network_address:
         return False
     return not (cidr.version == 4 and address == cidr.broadcast_address)
 

@@ -248,7 +248,7 @@ def release(work: Work, port: Port) -> None:
         "device_owner": "",
         "nic_index": None,
         "nic_tag": None,
-        "hostname": port.name,
+        "hostname": "",
         "host": "",
         "vif_type": "unbound",
         "vif_details": {},
