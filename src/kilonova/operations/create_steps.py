@@ -91,7 +91,8 @@ async def _ports(run: Run) -> Done:
         security_groups=instance.security_groups or ("default",),
         availability_zone=instance.availability_zone or "",
     )
-    vifs = await cloud.network.allocate(request, instance.host, cloud.scheduler.details(instance.host))
+    details = await cloud.scheduler.details(instance.host)
+    vifs = await cloud.network.allocate(request, instance.host, details)
     return Done(changes={"vifs": vifs, "task_state": Task.SPAWNING})
 
 

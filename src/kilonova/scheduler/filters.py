@@ -60,9 +60,10 @@ def traits(request: ServerRequest, state: HostState) -> str | None:
     """Required and forbidden traits of the flavor and the image (``trait:NAME=required``)."""
     for source in (request.extra_specs, request.image_properties):
         for key, value in source.items():
-            if not key.startswith("trait:"):
+            group, colon, name = key.partition(":")
+            if not colon or not group.startswith("trait"):
                 continue
-            name, have = key.removeprefix("trait:"), key.removeprefix("trait:") in state.provider.traits
+            have = name in state.provider.traits
             if value == "required" and not have:
                 return f"it lacks the trait {name}"
             if value == "forbidden" and have:
@@ -72,6 +73,8 @@ def traits(request: ServerRequest, state: HostState) -> str | None:
 
 def capacity(request: ServerRequest, state: HostState) -> str | None:
     """What placement has free, class by class."""
+    if not state.provider.inventories:
+        return "placement has no inventory of it"
     for resource, amount in request.resources.items():
         unit = UNITS.get(resource, resource)
         inventory = state.provider.inventories.get(resource)
