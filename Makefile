@@ -39,6 +39,15 @@ host: apt-run .venv/host ## add what real guests need: libvirt, os-vif
 client: install ## add the openstack client to .venv
 	$(BIN)/pip install -q -c requirements-test.lock python-openstackclient
 
+demo: host client ## start a cloud on this machine and boot a real VM in it
+	tools/host-daemons.sh up
+	tools/guest-image/build.sh $(IMAGE)
+	$(BIN)/kilonova demo --state-dir $(STATE) --image $(IMAGE)
+
+down: ## end what the demo started: servers, cloud, networks, daemons
+	[ ! -e $(STATE) ] || $(BIN)/kilonova demo --stop --state-dir $(STATE)
+	tools/host-daemons.sh down
+
 up: install ## run a fake cloud in the foreground
 	$(BIN)/kilonova up --driver fake --state-dir .demo/fake
 

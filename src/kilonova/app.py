@@ -41,6 +41,7 @@ from kilonova.services.metadata.documents import config_drive
 from kilonova.services.network import api as network_api
 from kilonova.services.network.builtin import BuiltinNetwork
 from kilonova.services.network.first_start import first_start
+from kilonova.services.network.work import Options as NetworkOptions
 from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.settings import Settings
@@ -91,7 +92,9 @@ class EmbeddedCloud:
         await bring_up(db)
         identity = BuiltinIdentity(db, clock, state.private("keys"))
         image = BuiltinImage(db, clock, state.private("images"))
-        network = BuiltinNetwork(db, clock, new_uuid)
+        network = BuiltinNetwork(
+            db, clock, new_uuid, options=NetworkOptions(bridge=settings.text("integration_bridge", "ovs"))
+        )
         placement = BuiltinPlacement(db, clock)
         local = LocalHosts()
         scheduler = Scheduler(
@@ -170,9 +173,7 @@ class EmbeddedCloud:
             lambda report: power.observed(self.cloud, report),
             max_concurrent_builds=self.settings.number("max_concurrent_builds"),
         )
-        report = await self.agent.start_up()
-        await parts.start()
-        report = parts.completed(report)
+        report = parts.completed(await self.agent.start_up())
         await self.register(report)
         self.hosts.add(report.host, self.agent)
         if self.settings.driver == "fake":

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from kilonova.clock import Clock
 from kilonova.db.engine import Database
-from kilonova.errors import Failed
+from kilonova.errors import Failed, KilonovaError
+from kilonova.guest_metadata import GuestMetadata
+from kilonova.l2agent.options import L2Options
 from kilonova.model.host import HostReport, Inventory
 from kilonova.model.port import Vif
+from kilonova.services.network.builtin import BuiltinNetwork
 from kilonova.settings import Settings
 from kilonova.state_dir import StateDir
 from kilonova.vif.null import NullPlugger
 from kilonova.vif.plugger import VifPlugger
 from kilonova.virt.driver import Driver
 from kilonova.virt.fake.driver import FakeDriver
-
-if TYPE_CHECKING:
-    from kilonova.services.network.builtin import BuiltinNetwork
 
 
 async def _nothing() -> None:
@@ -31,12 +31,11 @@ async def _nothing() -> None:
 
 @dataclass
 class HostParts:
-    """What an agent works with.  ``start`` and ``stop`` are those of what wires the ports."""
+    """What an agent works with; ``stop`` ends what wires the ports."""
 
     driver: Driver
     plugger: VifPlugger
     details: dict[str, str]
-    start: Callable[[], Awaitable[None]] = _nothing
     stop: Callable[[], Awaitable[None]] = _nothing
 
     def completed(self, report: HostReport) -> HostReport:
@@ -48,13 +47,27 @@ def host_name(settings: Settings) -> str:
     return settings.text("host") or socket.gethostname()
 
 
+def l2_options(settings: Settings, state: StateDir) -> L2Options:
+    """The layer-2 agent's part of the settings."""
+    return L2Options(
+        host=host_name(settings),
+        directory=state.searchable("l2agent"),
+        bridge=settings.text("integration_bridge", "ovs"),
+        datapath_type=settings.text("datapath_type", "ovs"),
+        dhcp_domain=settings.text("dhcp_domain"),
+    )
+
+
 async def host_parts(
     settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, db: Database
 ) -> HostParts:
-    """Raises Failed for a driver that is not installed."""
+    """The parts, with the layer-2 agent at work.
+
+    Raises Failed for a driver that is not installed or a host that cannot run guests.
+    """
     if settings.driver == "fake":
         return _fake(settings, state, clock, network)
-    raise Failed("The libvirt driver has not landed yet: use --driver fake.")
+    return await _libvirt(settings, state, clock, network, db)
 
 
 def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork) -> HostParts:
@@ -78,3 +91,37 @@ def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNet
         host_ip=settings.text("my_ip"),
     )
     return HostParts(driver, NullPlugger(plugged), {"datapath_type": "netdev"})
+
+
+async def _libvirt(
+    settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, db: Database
+) -> HostParts:
+    """Imports what only real hosts need: a fake cloud has neither libvirt nor Open vSwitch."""
+    if os.geteuid() != 0:
+        raise Failed("Real guests need root (taps, bridges, namespaces): run as root, or use --driver fake.")
+    try:
+        from kilonova.virt.libvirt.driver import LibvirtDriver
+    except ImportError as error:
+        raise Failed(f"The libvirt driver is not installed: {error}. Run `make host`.") from error
+    from kilonova.l2agent.agent import L2Agent
+    from kilonova.l2agent.ovsdb import Ovsdb
+    from kilonova.vif.ovs import OsVifPlugger
+    from kilonova.virt.libvirt.options import options_from
+
+    connection = settings.text("ovsdb_connection", "ovs")
+    metadata = GuestMetadata(db, network, settings)
+    wiring = L2Agent(network, Ovsdb(connection, clock), clock, l2_options(settings, state), metadata.serve)
+    try:
+        await wiring.start()
+    except KilonovaError as error:
+        raise Failed(f"{error} `tools/host-daemons.sh up` starts what a host needs.") from error
+    instances = state.searchable("instances")
+    driver = LibvirtDriver(options_from(settings), host_name(settings), state.compute_id(), instances, clock)
+    datapath = wiring.datapath_type
+    plugger = OsVifPlugger(connection, datapath_type=datapath)
+
+    async def stop() -> None:
+        await wiring.stop()
+        await plugger.close()
+
+    return HostParts(driver, plugger, {"datapath_type": datapath}, stop)

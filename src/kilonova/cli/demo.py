@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kilonova.cli.demo_client import Answer, DemoClient
+from kilonova.cli.demo_cloud import console, ensure_cloud, stop_cloud
 
 STEPS = 7  # of a create
-READY = 60.0  # seconds that the cloud has to come up
 BOOT = 300.0  # seconds that a guest has; under TCG on a busy machine that is not much
 IMAGE, NETWORK, KEY = "kn-guest", "demo", "demo"
 RULES = (
@@ -28,8 +24,6 @@ RULES = (
     {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22},
     {"protocol": "tcp", "port_range_min": 80, "port_range_max": 80},
 )
-
-console = Console()
 
 
 @click.command()
@@ -44,13 +38,13 @@ console = Console()
 )
 @click.option("--driver", type=click.Choice(["libvirt", "fake"]), default="libvirt", show_default=True)
 @click.option("--port-offset", type=int, default=0)
-@click.option("--stop", is_flag=True, help="Stop the demo's cloud; its guests run on.")
+@click.option("--stop", is_flag=True, help="Shut the demo's servers down, then its cloud.")
 def demo(state_dir: Path, image: Path | None, driver: str, port_offset: int, stop: bool) -> None:
     """Start a cloud, boot a server in it and show that it lives."""
     if stop:
-        _stop(state_dir)
+        stop_cloud(state_dir)
         return
-    _ensure_cloud(state_dir, driver, port_offset)
+    ensure_cloud(state_dir, driver, port_offset)
     client = DemoClient(state_dir / "clouds.yaml", "kilonova")
     image_id = _ensure_image(client, state_dir, image, driver)
     network_id, name_space = _ensure_network(client)
@@ -61,63 +55,6 @@ def demo(state_dir: Path, image: Path | None, driver: str, port_offset: int, sto
         _follow_console(client, server["id"])
         _fetch_page(name_space, address)
     _farewell(state_dir, server["name"])
-
-
-# ---- the cloud ----
-
-
-def _pid_of(state_dir: Path) -> int | None:
-    """The pid of the demo's cloud, if that very process still runs."""
-    file = state_dir / "demo.pid"
-    try:
-        pid, started = file.read_text().split()
-        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19] == started:
-            return int(pid)
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def _stop(state_dir: Path) -> None:
-    pid = _pid_of(state_dir)
-    if pid is None:
-        console.print("The demo's cloud does not run.")
-        return
-    os.kill(pid, signal.SIGTERM)
-    for _ in range(100):
-        if _pid_of(state_dir) is None:
-            console.print("The demo's cloud is stopped; its state stays in", str(state_dir))
-            return
-        time.sleep(0.1)  # noqa: TID251 - a program for people, not part of the service
-    raise click.ClickException(f"The cloud (pid {pid}) did not end within 10 seconds.")
-
-
-def _ensure_cloud(state_dir: Path, driver: str, port_offset: int) -> None:
-    if _pid_of(state_dir) is not None:
-        console.print("[green]✓[/] the cloud runs already")
-        return
-    state_dir.mkdir(parents=True, exist_ok=True)
-    output = state_dir / "demo.out"
-    command = [sys.executable, "-m", "kilonova.cli", "up", "--driver", driver]
-    command += ["--state-dir", str(state_dir), "--port-offset", str(port_offset)]
-    with output.open("w") as file, console.status("starting the cloud ...") as status:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        started = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-        (state_dir / "demo.pid").write_text(f"{process.pid} {started}\n")
-        until = time.monotonic() + READY
-        while time.monotonic() < until:
-            lines = output.read_text().splitlines()
-            if any(line.startswith("ready") for line in lines):
-                break
-            if process.poll() is not None:
-                raise click.ClickException("The cloud did not start:\n" + "\n".join(lines[-10:]))
-            status.update(f"starting the cloud: {lines[-1] if lines else '...'}")
-            time.sleep(0.1)  # noqa: TID251
-        else:
-            raise click.ClickException(f"The cloud was not ready within {READY:.0f} s; see {output}.")
-    console.print("[green]✓[/] the cloud is up")
 
 
 # ---- what a server needs ----
@@ -243,9 +180,10 @@ def _fetch_page(name_space: str, address: str) -> None:
 
 def _farewell(state_dir: Path, name: str) -> None:
     text = (
+        f"source {Path(sys.executable).parent}/activate\n"
         f"export OS_CLIENT_CONFIG_FILE={state_dir}/clouds.yaml OS_CLOUD=kilonova\n"
         "openstack server list\n"
         f"openstack console log show {name}\n"
         f"openstack server event list {name}"
     )
-    console.print(Panel(text, title="The cloud runs on. Try (after `make client`)", expand=False))
+    console.print(Panel(text, title="The cloud runs on; `make down` ends it. Try", expand=False))

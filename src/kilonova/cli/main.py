@@ -15,6 +15,7 @@ class _Lazy(click.Group):
     commands_by_name: ClassVar = {
         "up": "kilonova.cli.up:up",
         "demo": "kilonova.cli.demo:demo",
+        "host": "kilonova.cli.host:host",
         "explain": "kilonova.cli.explain:explain",
         "operation": "kilonova.cli.operation:operation",
         "states": "kilonova.cli.states:states",
