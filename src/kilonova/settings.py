@@ -30,6 +30,7 @@ DEFAULT = [
     cfg.BoolOpt("vif_plugging_is_fatal", default=True),
     cfg.IntOpt("instance_build_timeout", default=600),
     cfg.BoolOpt("force_config_drive", default=False),
+    cfg.StrOpt("config_drive_format", default="iso9660", choices=("iso9660", "vfat")),
     cfg.StrOpt("dhcp_domain", default="novalocal"),
 ]
 API = [

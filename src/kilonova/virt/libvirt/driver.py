@@ -1,0 +1,221 @@
+"""The hypervisor of real guests: QEMU through libvirt."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import structlog
+
+from kilonova.clock import Clock
+from kilonova.errors import Failed, HostFault, NotFound
+from kilonova.model.host import HostReport
+from kilonova.model.states import Power
+from kilonova.rpc.messages import Diagnostics, GuestSpec
+from kilonova.virt.driver import ImageSource, PowerEvent
+from kilonova.virt.libvirt import console
+from kilonova.virt.libvirt.capabilities import Capabilities
+from kilonova.virt.libvirt.connection import Connection
+from kilonova.virt.libvirt.cpu import choose_cpu
+from kilonova.virt.libvirt.diagnostics import diagnostics, wanted
+from kilonova.virt.libvirt.disks import CONSOLE, GuestFiles
+from kilonova.virt.libvirt.domains import Domains
+from kilonova.virt.libvirt.hardware import choose, machine_type
+from kilonova.virt.libvirt.image_cache import ImageCache
+from kilonova.virt.libvirt.options import LibvirtOptions
+from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, read_facts, traits
+from kilonova.virt.libvirt.threads import Threads
+from kilonova.virt.libvirt.watch import Watch
+from kilonova.virt.libvirt.xml.domain import Blueprint, domain_xml
+
+log = structlog.get_logger("kilonova.virt")
+
+CACHE = "_base"  # Nova's name of it
+FILE_THREADS = 4
+
+
+class LibvirtDriver:
+    """Implements virt.driver.Driver."""
+
+    name = "libvirt"
+    hypervisor_type = "QEMU"
+
+    def __init__(
+        self, options: LibvirtOptions, host: str, compute_id: str, instances: Path, clock: Clock
+    ) -> None:
+        """``instances`` is the directory of all guests' files, with the image cache in it.
+
+        ``host`` is the name of the compute service; by the uuid ``compute_id`` our guests are told from
+        those of others in the same libvirt.
+        """
+        self._options = options
+        self._host = host
+        self._compute_id = compute_id
+        self._instances = instances
+        self._clock = clock
+        self._threads = Threads("libvirt-files", FILE_THREADS)
+        self.images = ImageCache(instances / CACHE, clock, self._threads)
+        self._files = GuestFiles(instances, self.images, self._threads, options.config_drive_format)
+        self._watch = Watch(self._states)
+        self._connection = Connection(options.connection_uri, self._watch, clock)
+        self._domains = Domains(self._connection, compute_id)
+        self._capabilities = Capabilities(self._connection, options.virt_type)
+        self._cache_mode = "none"
+        self._started_at = 0
+
+    async def open(self, on_power_event: PowerEvent) -> None:
+        """Raises Failed for a set-up that cannot work, Unreachable without libvirtd."""
+        self._started_at = self._clock.now()
+        await self._threads.run(self._make_directories)
+        self._cache_mode = await self._threads.run(lambda: disk_cache_mode(self._instances))
+        await self._connection.open()
+        await self._capabilities.open()
+        choose_cpu(
+            self._options, await self._capabilities.machine(self._options.machine_type), self.virt_type
+        )
+        await self._watch.open(on_power_event)
+
+    async def close(self) -> None:
+        self._watch.close()
+        await self._connection.close()
+        self._threads.close()
+
+    @property
+    def virt_type(self) -> str:
+        """kvm or qemu."""
+        return self._capabilities.virt_type
+
+    async def report(self) -> HostReport:
+        facts = await read_facts(self._connection)
+        machine = await self._capabilities.machine(self._options.machine_type)
+        space = await self._threads.run(lambda: disk_gib(self._instances))
+        return HostReport(
+            host=self._host,
+            compute_id=self._compute_id,
+            hypervisor_hostname=facts.hostname,
+            hypervisor_type=self.hypervisor_type,
+            hypervisor_version=facts.version,
+            host_ip=self._options.host_ip,
+            inventories=inventories(facts, space, self._options.ratios),
+            traits=traits(machine, await self._capabilities.guest_features(machine)),
+            cpu_info=cpu_info(self._capabilities.cpu),
+            details={"virt_type": self.virt_type},
+            started_at=self._started_at,
+        )
+
+    async def guests(self) -> dict[str, int]:
+        return await self._domains.states()
+
+    async def prepare(self, guest: GuestSpec, images: ImageSource) -> None:
+        await self._files.prepare(guest, images)
+
+    async def discard(self, uuid: str) -> None:
+        await self._files.discard(uuid)
+
+    async def start(self, guest: GuestSpec, *, paused: bool) -> None:
+        files = self._files.disks(guest)
+        for file in files:
+            if not await self._threads.run(file.path.exists):
+                raise HostFault(f"The disks of guest {guest.uuid} are not on this host: no {file.path}.")
+        properties = guest.image.properties if guest.image else {}
+        kind = machine_type(properties, self._capabilities.cpu.arch, self._options.machine_type)
+        machine = await self._capabilities.machine(kind)
+        plan = Blueprint(
+            guest=guest,
+            hardware=choose(properties, guest.flavor, machine, vnc=self._options.vnc),
+            files=files,
+            console=self._files.of(guest.uuid) / CONSOLE,
+            virt_type=self.virt_type,
+            cpu=choose_cpu(self._options, machine, self.virt_type),
+            cache=self._cache_mode,
+            compute_id=self._compute_id,
+            started_at=self._clock.now(),
+        )
+        self._watch.add(guest.uuid)
+        await self._domains.start(guest.uuid, domain_xml(plan, self._options), paused=paused)
+
+    async def resume(self, uuid: str) -> None:
+        await self._domains.resume(uuid)
+
+    async def request_shutdown(self, uuid: str) -> None:
+        await self._domains.press_power_button(uuid)
+
+    async def request_reboot(self, uuid: str) -> bool:
+        reboot = self._watch.reboot_of(uuid)
+        try:
+            if not await self._domains.ask_to_reboot(uuid):
+                return False
+            return await self._in_time(reboot, self._options.soft_reboot_timeout)
+        finally:
+            self._watch.forget_reboot(uuid)
+
+    async def power_off(self, uuid: str) -> None:
+        await self._domains.destroy(uuid)
+
+    async def undefine(self, uuid: str) -> None:
+        await self._domains.undefine(uuid)
+        self._watch.remove(uuid)
+
+    async def power_state(self, uuid: str) -> int:
+        return await self._domains.state(uuid)
+
+    async def console_output(self, uuid: str, limit: int) -> bytes:
+        """Raises NotFound for a guest that is not defined."""
+        if await self._domains.state(uuid) == Power.NOSTATE:
+            raise NotFound(f"There is no guest {uuid} on this host.")
+        log_file = self._files.of(uuid) / CONSOLE
+        try:
+            return await self._threads.run(lambda: console.tail(log_file, limit))
+        except PermissionError as error:
+            raise Failed(f"The console of guest {uuid} cannot be read: {error}. Run as root.") from error
+
+    async def diagnostics(self, uuid: str) -> Diagnostics:
+        xml, stats = await self._domains.describe(uuid, wanted(self._connection.libvirt))
+        started = await self._domains.started_at(uuid)
+        return diagnostics(xml, stats, self.virt_type, started, self._clock.now())
+
+    # ---- inside ----
+
+    async def _in_time(self, event: asyncio.Future[bool], timeout: float) -> bool:
+        """What the event says, False if nothing comes in time."""
+        limit: asyncio.Future[None] = asyncio.ensure_future(self._clock.sleep(timeout))
+
+        def late(_: object) -> None:
+            if not event.done():
+                event.set_result(False)
+
+        limit.add_done_callback(late)
+        try:
+            return await event
+        finally:
+            limit.cancel()
+
+    async def _states(self) -> dict[str, int]:
+        """For the watch, when libvirtd is back: its QEMU may be another one by now."""
+        self._capabilities.forget()
+        return await self._domains.states()
+
+    def _make_directories(self) -> None:
+        instances = self._instances
+        instances.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.images.open()
+        if instances.stat().st_dev != (instances / CACHE).stat().st_dev:
+            raise Failed(
+                f"{instances / CACHE} is on another file system than {instances}: guests hold links to "
+                "cached images, so both have to be on one. Mount it one directory higher."
+            )
+
+
+def disk_cache_mode(directory: Path) -> str:
+    """none where files can be opened past the page cache (safe for migration), else writeback."""
+    probe = directory / ".direct-io"
+    try:
+        handle = os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        log.info("no direct I/O here: disks are written through the page cache", directory=str(directory))
+        return "writeback"
+    finally:
+        probe.unlink(missing_ok=True)
+    os.close(handle)
+    return "none"

@@ -1,0 +1,25 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def settle(draft: Path, path: Path, mode: int = 0o600) -> None:
+    """Give a finished draft its name, for good: power cuts leave either nothing or all of it.
+
+    The mode is for us alone by default; libvirt lets QEMU in.
+    """
+    handle = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, mode)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    draft.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,62 @@
+"""Running the system's programs on files: without a shell, with limits of time and, for files that users
+gave, of processor and memory (qemu-img has been fooled by crafted images more than once)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kilonova.errors import HostFault
+
+# Nova's limits for looking at an image.
+LIMITS = ("prlimit", "--cpu=30", "--as=1073741824", "--")
+
+
+class ProgramFailed(HostFault):
+    """A program ended with an error."""
+
+    def __init__(self, command: Sequence[str], code: int, stderr: str) -> None:
+        said = " ".join(stderr.split())[-1000:] or "it said nothing"
+        super().__init__(f"'{' '.join(command)}' failed with code {code}: {said}")
+        self.code = code
+        self.stderr = stderr
+
+
+async def run(
+    *command: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 120.0,
+    limited: bool = False,
+) -> str:
+    """What the program wrote.
+
+    Raises ProgramFailed; HostFault if it is not installed or does not end.  It is killed when it takes
+    longer than ``timeout`` seconds, or when the caller is cancelled.
+    """
+    line = (*LIMITS, *command) if limited else command
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *line,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env=None if environment is None else {**os.environ, **environment},
+        )
+    except FileNotFoundError:
+        raise HostFault(f"The program '{line[0]}' is not installed on this host.") from None
+    try:
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise HostFault(f"'{' '.join(command)}' did not end within {timeout:g} seconds.") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise ProgramFailed(command, process.returncode, err.decode(errors="replace"))
+    return out.decode(errors="replace")

@@ -1,0 +1,83 @@
+"""Threads for what blocks: libvirt's calls and work on files.
+
+They are daemons, unlike those of concurrent.futures: a call that hangs does not hold up the end of the
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """``number`` threads, started when the first work comes."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self._name = name
+        self._number = number
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._started: list[threading.Thread] = []
+
+    def submit(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
+        job: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._jobs.put((job, work))
+        if len(self._started) < self._number:
+            name = f"{self._name}-{len(self._started)}"
+            thread = threading.Thread(target=_serve, args=(self._jobs,), name=name, daemon=True)
+            self._started.append(thread)
+            thread.start()
+        return job
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, done in one of the threads."""
+        return await finished(self.submit(work))
+
+    def close(self) -> None:
+        """Let the threads end when they have done what was asked so far."""
+        for _ in self._started:
+            self._jobs.put(None)
+        self._started = []
+
+
+async def finished(job: concurrent.futures.Future[T]) -> T:
+    """The result of a job.
+
+    A caller that is cancelled does not leave work behind its back: what has not begun is dropped, what has
+    begun is awaited.
+    """
+    future = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        job.cancel()
+        while not job.done():
+            try:
+                await asyncio.wait({future})
+            except asyncio.CancelledError:
+                continue
+        if future.done() and not future.cancelled():
+            future.exception()  # looked at: nobody else will
+        raise
+
+
+def _serve(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (entry := jobs.get()) is not None:
+        job, work = entry
+        if not job.set_running_or_notify_cancel():
+            continue
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  # it is the caller's
+            job.set_exception(error)
+        else:
+            job.set_result(result)
+        del job, work, entry
