@@ -28,7 +28,7 @@ def list_open(state_dir: Path) -> None:
     shown = Table("id", "operation", "server", "state", "step", "since", "why")
     for row in rows:
         step = row.plan[row.cursor] if 0 <= row.cursor < len(row.plan) else ""
-        why = row.error.message if row.error else ""
+        why = row.why or (row.error.message if row.error else "")
         shown.add_row(
             str(row.id), row.operation, row.instance_uuid, row.state, step, iso_z(row.start_time), why
         )
@@ -64,5 +64,5 @@ def skip(action_id: int, state_dir: Path) -> None:
 @click.argument("action_id", type=int)
 @state_dir_option
 def abandon(action_id: int, state_dir: Path) -> None:
-    """End the operation as it stands."""
+    """End the operation: undo no more, and leave the server as a failure of it does."""
     _resolve(state_dir, action_id, "abandon")

@@ -36,6 +36,7 @@ def record(
         round=1,
         cancel=False,
         error=None,
+        why=None,
         owner=None,
         epoch=0,
         lease=0,

@@ -63,6 +63,7 @@ class Journal:
             round=1,
             cancel=False,
             error=None,
+            why=None,
             owner=self._runner.owner if mine else None,
             epoch=1 if mine else 0,
             lease_until=0,

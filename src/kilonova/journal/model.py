@@ -15,6 +15,7 @@ import msgspec
 from kilonova.db.engine import Tx
 
 SIGNAL_FAILED = "failed"
+ABANDONED = "Abandoned"  # kind of the error of an operation that an operator gave up
 
 
 class Kind(enum.Enum):
@@ -49,6 +50,7 @@ class ActionRow(msgspec.Struct, kw_only=True):
     round: int
     cancel: bool
     error: StoredError | None
+    why: str | None = None
     owner: str | None
     epoch: int
     lease_until: int

@@ -14,10 +14,10 @@ import msgspec
 import structlog
 
 from kilonova.clock import SECOND, Clock
-from kilonova.db.engine import Database, DatabaseUnavailable, Tx
+from kilonova.db.engine import Database, DatabaseUnavailable, Row, Tx
 from kilonova.errors import LostLease
 from kilonova.journal import statements as sql
-from kilonova.journal.model import ActionRow, Operation, Run
+from kilonova.journal.model import ABANDONED, ActionRow, Operation, Run
 from kilonova.journal.walk import Walk
 
 log = structlog.get_logger("kilonova.journal")
@@ -48,6 +48,9 @@ class Runner:
         self.cloud: Any = None  # set by the composition root, once the collaborators know each other
         self._concurrency = concurrency
         self._running: dict[int, tuple[Run, asyncio.Task[None]]] = {}
+        self._dropped: dict[int, int] = {}  # what we own and walk no more -> its epoch
+        self._blind = False  # the database does not answer
+        self._renewed = 0
         self._hint = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -75,14 +78,21 @@ class Runner:
         self._loops = []
         tasks = [task for _, task in self._running.values()]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=DRAIN)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await self._drain(tasks)
         try:
             await self.db.write(lambda tx: tx.run(sql.RELEASE, me=self.owner))
         except DatabaseUnavailable as error:
             log.warning("leases not given back; they end by themselves", error=str(error))
+
+    async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Wait for the tasks, but not for ever; end those that are late."""
+        pause = asyncio.ensure_future(self.clock.sleep(DRAIN))
+        ended = asyncio.ensure_future(asyncio.wait(tasks))
+        await asyncio.wait({pause, ended}, return_when=asyncio.FIRST_COMPLETED)
+        pause.cancel()
+        for task in tasks:
+            task.cancel()
+        await ended
 
     @property
     def stopping(self) -> bool:
@@ -94,6 +104,11 @@ class Runner:
 
     def adopt(self, run: Run) -> None:
         """Run an operation that this process has just claimed."""
+        if self._stopping:
+            return  # the next start runs it
+        former = self._running.get(run.action.id)
+        if former is not None:  # it has lost its lease, to us
+            former[1].cancel()
         task = asyncio.create_task(self._walk(run), name=f"operation-{run.action.id}")
         self._running[run.action.id] = (run, task)
 
@@ -110,29 +125,64 @@ class Runner:
         self.wake()
 
     async def _walk(self, run: Run) -> None:
+        action = run.action
         try:
             await Walk(self, run).go()
         except LostLease:
-            log.warning("lease lost", action=run.action.id, operation=run.action.operation)
+            log.warning("lease lost", action=action.id, operation=action.operation)
         except DatabaseUnavailable as error:
-            # The lease ends by itself and the step is repeated then, here or elsewhere.
-            log.error("operation interrupted", action=run.action.id, error=str(error))
+            # The step is repeated as soon as the database is back, here or elsewhere.
+            log.error("operation interrupted", action=action.id, error=str(error))
+            self._dropped[action.id] = action.epoch
         except asyncio.CancelledError:
             if not self._stopping:
+                self._dropped[action.id] = action.epoch
                 raise
-        except Exception:
-            log.error("operation broke off", action=run.action.id, exc_info=True)
+        except Exception as error:
+            log.error("operation broke off", action=action.id, exc_info=True)
+            await self._refuse(action, f"A fault of ours: {error!r}")
         finally:
-            del self._running[run.action.id]
+            full = len(self._running) >= self._concurrency
+            if (current := self._running.get(action.id)) is not None and current[0] is run:
+                del self._running[action.id]
+            if full:
+                self.wake()
+
+    async def _refuse(self, action: ActionRow, reason: str) -> None:
+        """What cannot be run is left to an operator, and closed when one has abandoned it."""
+        abandoned = action.error is not None and action.error.kind == ABANDONED
+        if not abandoned:
+            log.critical(
+                "operation needs attention",
+                action=action.id,
+                operation=action.operation,
+                instance=action.instance_uuid,
+                reason=reason,
+            )
+        now = self.clock.now()
+        try:
+            await self.db.write(
+                lambda tx: tx.run(
+                    sql.REFUSE,
+                    action_id=action.id,
+                    me=self.owner,
+                    my_epoch=action.epoch,
+                    new_state="failed" if abandoned else "attention",
+                    still_open=not abandoned,
+                    new_why=None if abandoned else reason,
+                    finished=now if abandoned else None,
+                    new_message="Error" if abandoned else action.message,
+                    now=now,
+                )
+            )
+        except DatabaseUnavailable as error:
+            log.error("operation interrupted", action=action.id, error=str(error))
+            self._dropped[action.id] = action.epoch
 
     async def _scan(self) -> None:
         while True:
             self._hint.clear()
-            try:
-                full = await self._claim()
-            except DatabaseUnavailable as error:
-                log.error("cannot look for work", error=str(error))
-                full = False
+            full = await self._look()
             if not full and not self._hint.is_set():
                 hint = asyncio.ensure_future(self._hint.wait())
                 pause = asyncio.ensure_future(self.clock.sleep(SCAN))
@@ -142,23 +192,62 @@ class Runner:
                     hint.cancel()
                     pause.cancel()
 
+    async def _look(self) -> bool:
+        """Claim what is ready; True if there may be more.  Nothing that goes wrong ends the looking."""
+        try:
+            full = await self._claim()
+        except DatabaseUnavailable as error:
+            if not self._blind:
+                log.error("cannot look for work", error=str(error))
+            self._blind = True
+            return False
+        except Exception:
+            log.critical("cannot look for work", exc_info=True)
+            return False
+        if self._blind:
+            log.warning("can look for work again")
+            self._blind = False
+        return full
+
     async def _claim(self) -> bool:
         """Claim what is ready; True if there may be more."""
         room = min(PAGE, self._concurrency - len(self._running))
-        if room <= 0:
-            return False
-        rows = await self.db.write(
-            lambda tx: tx.all(sql.CLAIM, new_owner=self.owner, lease=self.lease, limit=room)
-        )
+        dropped = dict(self._dropped)
+
+        def claim(tx: Tx) -> list[Row]:
+            if self._running and self.clock.now() - self._renewed > self.lease // 2:
+                self._renew(tx)  # we have slept: nobody took our leases, so they are ours still
+            for action_id, epoch in dropped.items():
+                tx.run(sql.GIVE_BACK, action_id=action_id, me=self.owner, my_epoch=epoch)
+            if room <= 0:
+                return []
+            return tx.all(sql.CLAIM, new_owner=self.owner, lease=self.lease, limit=room)
+
+        rows = await self.db.write(claim)
+        for action_id in dropped:
+            self._dropped.pop(action_id, None)
         for row in rows:
-            action = sql.row_to_action(row)
-            operation = self.operations.get(action.operation)
-            if operation is None:
-                log.error("unknown operation", action=action.id, operation=action.operation)
-                continue
+            try:
+                action = sql.row_to_action(row)
+            except msgspec.DecodeError:
+                log.critical("an operation cannot be read", action=row[0], exc_info=True)
+                self._dropped[row[0]] = row[sql.EPOCH]
+            else:
+                await self._take(action)
+        return 0 < room == len(rows)
+
+    async def _take(self, action: ActionRow) -> None:
+        """Run what was claimed, if this release can."""
+        operation = self.operations.get(action.operation)
+        if operation is None:
+            await self._refuse(action, f"This release has no operation '{action.operation}'.")
+            return
+        try:
             params: Any = msgspec.json.decode(action.params, type=operation.params)
-            self.adopt(Run(action=action, cloud=self.cloud, params=params))
-        return len(rows) == room
+        except msgspec.DecodeError as error:
+            await self._refuse(action, f"This release cannot read its parameters: {error}")
+            return
+        self.adopt(Run(action=action, cloud=self.cloud, params=params))
 
     async def _heartbeat(self) -> None:
         while True:
@@ -168,6 +257,12 @@ class Runner:
                     await self.db.write(self._renew)
                 except DatabaseUnavailable as error:
                     log.error("leases not renewed", error=str(error))
+                except Exception:
+                    log.critical("leases not renewed", exc_info=True)
 
     def _renew(self, tx: Tx) -> None:
-        tx.run(sql.HEARTBEAT, me=self.owner, lease=self.lease)
+        """Renew the leases of what is really walked: whatever else we own shall be taken over."""
+        walked = [run.action for run, _ in tuple(self._running.values())]
+        mine = {"me": self.owner, "lease": self.lease}
+        tx.run_many(sql.HEARTBEAT, [{"action_id": row.id, "my_epoch": row.epoch, **mine} for row in walked])
+        self._renewed = self.clock.now()

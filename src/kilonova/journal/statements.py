@@ -37,7 +37,7 @@ _ready = (
         )
         .exists(),
     )
-    .order_by(_candidate.c.wake_at)
+    .order_by(_candidate.c.wake_at, _candidate.c.id)
     .limit(bindparam("limit"))
 )
 CLAIM = Statement(
@@ -69,6 +69,7 @@ _mine = and_(
     actions.c.owner == bindparam("me"),
     actions.c.epoch == bindparam("my_epoch"),
 )
+LOCK = Statement(select(actions.c.cancel).where(_mine).with_for_update())
 ADVANCE = Statement(
     update(actions)
     .where(_mine)
@@ -90,6 +91,7 @@ SETTLE = Statement(
         state=bindparam("new_state"),
         open=bindparam("still_open"),
         error=bindparam("new_error"),
+        why=bindparam("new_why"),
         outputs=bindparam("new_outputs"),
         message=bindparam("new_message"),
         finish_time=bindparam("finished"),
@@ -101,32 +103,31 @@ SETTLE = Statement(
     .returning(actions.c.cancel)
 )
 EVENT = insert_into(action_events)
-HEARTBEAT = Statement(
-    update(actions)
-    .where(actions.c.open, actions.c.owner == bindparam("me"))
-    .values(lease_until=db_now() + bindparam("lease"))
-)
+HEARTBEAT = Statement(update(actions).where(_mine).values(lease_until=db_now() + bindparam("lease")))
 RELEASE = Statement(
     update(actions)
     .where(actions.c.open, actions.c.owner == bindparam("me"))
     .values(owner=None, lease_until=0)
 )
+GIVE_BACK = Statement(update(actions).where(_mine, actions.c.open).values(owner=None, lease_until=0))
 RELEASE_ALL = Statement(
     update(actions).where(actions.c.open, actions.c.owner.is_not(None)).values(owner=None, lease_until=0)
 )
+_wake_if_waiting = case((actions.c.state == "waiting", db_now()), else_=actions.c.wake_at)
 CANCEL = Statement(
     update(actions)
     .where(
         actions.c.open, actions.c.instance_uuid == bindparam("uuid"), actions.c.operation != bindparam("but")
     )
-    .values(cancel=True, wake_at=case((actions.c.state == "waiting", db_now()), else_=actions.c.wake_at))
+    .values(cancel=True, wake_at=_wake_if_waiting)
     .returning(actions.c.id)
 )
 SIGNAL = insert_into(signals)
+# Of every state, so that it waits for a wait that is just being written down.
 WAKE = Statement(
     update(actions)
-    .where(actions.c.open, actions.c.instance_uuid == bindparam("uuid"), actions.c.state == "waiting")
-    .values(wake_at=db_now())
+    .where(actions.c.open, actions.c.instance_uuid == bindparam("uuid"))
+    .values(wake_at=_wake_if_waiting)
 )
 SIGNALS_OF = Statement(
     select(signals.c.id, signals.c.name, signals.c.tag, signals.c.status)
@@ -145,13 +146,27 @@ OPERATOR = Statement(
     .values(
         state=bindparam("new_state"),
         cursor=bindparam("new_cursor"),
+        floor=bindparam("new_floor"),
         wake_at=0,
         owner=None,
         deadline_at=bindparam("new_deadline"),
         updated_at=bindparam("now"),
+        error=bindparam("new_error"),
+        why=None,
+    )
+)
+REFUSE = Statement(
+    update(actions)
+    .where(_mine)
+    .values(
+        state=bindparam("new_state"),
         open=bindparam("still_open"),
+        why=bindparam("new_why"),
         finish_time=bindparam("finished"),
         message=bindparam("new_message"),
+        updated_at=bindparam("now"),
+        owner=None,
+        wake_at=FOREVER,
     )
 )
 
@@ -165,6 +180,9 @@ def row_to_action(row: Row) -> ActionRow:
     values[19] = bool(row[19])
     values[20] = None if row[20] is None else _error.decode(row[20])
     return ActionRow(**dict(zip(ActionRow.__struct_fields__, values, strict=True)))
+
+
+EPOCH = ActionRow.__struct_fields__.index("epoch")  # where it is in a row
 
 
 def encode(value: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("kilonova.journal")
 
+T = TypeVar("T")
+
 PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
 LONGEST_PAUSE = 10.0
 UNDO_ATTEMPTS = 30  # about four minutes; then an operator is asked for
 
+LOST_CODE = "This release has no code for that step."
 CANCELLED = "Undone, because the server is being deleted."
 
 _AGAIN = (errors.TryAgain, DatabaseUnavailable)
@@ -59,11 +63,11 @@ class Walk:
         while self.row.cursor < len(self.row.plan):
             step = self._step(self.row.plan[self.row.cursor])
             if step is None:
-                await self._attention("unknown step")
+                await self._attention(LOST_CODE)
                 return False
             started = self.runner.clock.now()
             try:
-                if self.row.cancel and not self._past_pivot():
+                if self.row.cancel and not self._bound():
                     raise Cancelled(CANCELLED)
                 result = await self._do(step)
                 if isinstance(result, Wait):
@@ -77,7 +81,24 @@ class Walk:
             except Exception as error:  # noqa: BLE001 - whatever a step raises is the reason to unwind
                 return await self._fail(step, error, started)
             self._tell(step.name, "done")
+        if self.row.open:  # an operator skipped the last step
+            await self._close()
         return False
+
+    async def _close(self) -> None:
+        now = self.runner.clock.now()
+        await self.runner.db.write(lambda tx: self._settle_last(tx, now))
+        self.row.open, self.row.state = False, "done"
+
+    def _settle_last(self, tx: Tx, now: int) -> bool:
+        cancel = self._settle(tx, now, cursor=len(self.row.plan), state="done", open=False)
+        self._wake_others(tx)
+        return cancel
+
+    def _wake_others(self, tx: Tx) -> None:
+        """Operations of the same instance that have waited for this one."""
+        if tx.one(sql.OPEN_OF, uuid=self.row.instance_uuid) is not None:
+            tx.call_after_commit(self.runner.wake)
 
     def _step(self, name: str) -> Step | None:
         try:
@@ -94,7 +115,7 @@ class Walk:
         self._tell(step.name, "do")
         while True:
             try:
-                return await self._interruptibly(step)
+                return await self._interruptibly(step, lambda: step.do(self.run))
             except (errors.LostLease, Cancelled):
                 raise
             except Exception as error:
@@ -105,26 +126,29 @@ class Walk:
                         f"'{step.name}' did not succeed before the deadline: {error}"
                     ) from error
                 log.info("step is repeated", action=self.row.id, step=step.name, error=repr(error))
-            await self.runner.clock.sleep(_pause(attempt))
+            pause = _pause(attempt)
+            await self._interruptibly(step, lambda: self.runner.clock.sleep(pause))  # noqa: B023 - awaited here
             attempt += 1
-            if self.row.cancel and not self._past_pivot():
+            if self.row.cancel and not self._bound():
                 raise Cancelled(CANCELLED)
 
-    async def _interruptibly(self, step: Step) -> Done | Wait:
+    async def _interruptibly(self, step: Step, work: Callable[[], Awaitable[T]]) -> T:
+        """Await ``work``, which a cancel of the operation may end.  Raises Cancelled then."""
         run = self.run
-        if not step.interruptible or self._past_pivot():
-            return await step.do(run)
+        if not step.interruptible or step.kind is Kind.PIVOT or self._past_pivot():
+            return await work()
         run.interruptible = True
         try:
-            return await step.do(run)
+            return await work()
         except asyncio.CancelledError:
             if not run.interrupted or self.runner.stopping:
                 raise
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()
             raise Cancelled(CANCELLED) from None
         finally:
+            if run.interrupted and not self.runner.stopping:
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
             run.interruptible = False
             run.interrupted = False
 
@@ -135,13 +159,8 @@ class Walk:
         if done.output is not None:
             row.outputs[step.name] = done.output
 
-        def commit(tx: Tx) -> bool:
-            if last:
-                cancel = self._settle(tx, now, cursor=row.cursor + 1, state="done", open=False)
-                if tx.one(sql.OPEN_OF, uuid=row.instance_uuid) is not None:
-                    tx.call_after_commit(self.runner.wake)
-            else:
-                cancel = self._move(tx, now, row.cursor + 1)
+        def commit(tx: Tx) -> None:
+            cancel = self._settle_last(tx, now) if last else self._move(tx, now, row.cursor + 1)
             row.cancel = row.cancel or cancel
             if done.changes:
                 self.operation.apply(tx, self.run, done.changes)
@@ -159,13 +178,18 @@ class Walk:
                     host=done.host,
                 ),
             )
-            return cancel
 
         await self.runner.db.write(commit)
         row.cursor += 1
         if last:
             row.open = False
             row.state = "done"
+
+    def _lock(self, tx: Tx) -> None:
+        """Nobody else changes the operation until this commit.  Raises LostLease."""
+        mine = {"action_id": self.row.id, "me": self.runner.owner, "my_epoch": self.row.epoch}
+        if tx.one(sql.LOCK, **mine) is None:
+            raise errors.LostLease(f"operation {self.row.id}")
 
     def _move(self, tx: Tx, now: int, cursor: int) -> bool:
         """Move the cursor and renew the lease; says whether a cancel has come.  Raises LostLease."""
@@ -200,6 +224,7 @@ class Walk:
             new_state=new.get("state", row.state),
             still_open=still_open,
             new_error=None if error is None else sql.encode(error),
+            new_why=new.get("why"),
             new_outputs=sql.encode(row.outputs),
             new_message=new.get("message", row.message),
             finished=None if still_open else now,
@@ -216,9 +241,10 @@ class Walk:
         """Consume the signals if they are all there, else sleep until one comes (False)."""
         row, now = self.row, self.runner.clock.now()
         since = row.outputs.setdefault(f"{step.name}.since.{row.round}", started)
-        until = since + int(wait.timeout * SECOND)
+        until = min(since + int(wait.timeout * SECOND), row.deadline_at)
 
         def look(tx: Tx) -> tuple[bool, set[tuple[str, str]], bool]:
+            self._lock(tx)  # no signal comes between our look and our lying down
             delivered: dict[tuple[str, str], str] = {}
             for _, name, tag, status in tx.all(sql.SIGNALS_OF, uuid=row.instance_uuid):
                 delivered[(name, tag)] = status
@@ -227,7 +253,7 @@ class Walk:
             if bad or (missing and now >= until):
                 return False, bad or missing, True
             if missing:
-                self._settle(tx, now, state="waiting", keep=False, wake_at=min(until, row.deadline_at))
+                self._settle(tx, now, state="waiting", keep=False, wake_at=until)
                 return False, missing, False
             tx.run(sql.DROP_SIGNALS, uuid=row.instance_uuid)
             self._move(tx, now, row.cursor + 1)
@@ -265,7 +291,7 @@ class Walk:
             log.error(
                 "a step after the point of no return fails", action=row.id, step=step.name, exc_info=error
             )
-            await self._attention(str(error))
+            await self._attention(str(error) or repr(error))
             return False
         stored = _stored(error, step, self.operation.host_of(self.run))
         floor = self._floor_for(error)
@@ -313,6 +339,12 @@ class Walk:
                 return True
         return False
 
+    def _bound(self) -> bool:
+        """Whether a cancel comes too late: also at a pivot that a former owner may have begun."""
+        step = self._step(self.row.plan[self.row.cursor])
+        begun = step is not None and step.kind is Kind.PIVOT and self.row.epoch > 1
+        return begun or self._past_pivot()
+
     def _expired(self) -> bool:
         return self.runner.clock.now() >= self.row.deadline_at
 
@@ -324,11 +356,11 @@ class Walk:
             action=row.id,
             operation=row.operation,
             instance=row.instance_uuid,
-            step=row.plan[row.cursor] if row.cursor < len(row.plan) else None,
+            step=row.plan[row.cursor],
             reason=reason,
         )
         await self.runner.db.write(
-            lambda tx: self._settle(tx, now, state="attention", keep=False, wake_at=sql.FOREVER)
+            lambda tx: self._settle(tx, now, state="attention", why=reason, keep=False, wake_at=sql.FOREVER)
         )
         row.open = False  # for this walk
 
@@ -339,8 +371,11 @@ class Walk:
         row = self.row
         lowest = max(row.floor - 1, 0)
         while row.cursor >= lowest:
-            step = self._step(row.plan[row.cursor]) if row.cursor < len(row.plan) else None
-            if step is not None and step.undo is not None:
+            step = self._step(row.plan[row.cursor])
+            if step is None:
+                await self._attention(LOST_CODE)
+                return False
+            if step.undo is not None:
                 started = self.runner.clock.now()
                 done = await self._undo(step)
                 if done is None:
@@ -366,7 +401,7 @@ class Walk:
                 raise
             except Exception as error:  # noqa: BLE001 - an undo is repeated whatever went wrong
                 log.warning("undo is repeated", action=self.row.id, step=step.name, error=repr(error))
-                reason = str(error)
+                reason = str(error) or repr(error)
             await self.runner.clock.sleep(_pause(attempt))
         await self._attention(f"undoing '{step.name}': {reason}")
         return None
@@ -375,7 +410,7 @@ class Walk:
         row, now = self.row, self.runner.clock.now()
 
         def commit(tx: Tx) -> None:
-            self._move(tx, now, row.cursor - 1)
+            row.cancel = self._move(tx, now, row.cursor - 1) or row.cancel
             if done.changes:
                 self.operation.apply(tx, self.run, done.changes)
             if done.write is not None:
@@ -422,8 +457,7 @@ class Walk:
             cancel = self._settle(tx, now, cursor=0, state="failed", open=False, message="Error")
             error.cancelled = error.cancelled or cancel
             self.operation.failed(tx, self.run, error)
-            if tx.one(sql.OPEN_OF, uuid=row.instance_uuid) is not None:
-                tx.call_after_commit(self.runner.wake)
+            self._wake_others(tx)
 
         await self.runner.db.write(commit)
         row.open, row.state = False, "failed"

@@ -10,11 +10,11 @@ from kilonova.db import instances, quotas
 from kilonova.db.engine import Tx
 from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, StoredError
 from kilonova.model.context import RequestContext
-from kilonova.model.states import Task
+from kilonova.model.states import Task, Vm
 from kilonova.operations import guards
 from kilonova.operations.begin import found
 from kilonova.operations.cloud import Cloud
-from kilonova.operations.steps import NoParams, agent_of, apply, command, host_of, instance_of
+from kilonova.operations.steps import NoParams, agent_of, apply, command, fault_of, host_of, instance_of
 
 
 async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str = "delete") -> None:
@@ -26,9 +26,15 @@ async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str
     def write(tx: Tx) -> None:
         instance = found(tx, uuid)
         rule = guards.check(guard, instance, context)
-        if instance.task_state == Task.DELETING:
-            return
-        instances.update(tx, uuid, expect_task=instances.ANY, task_state=Task.DELETING, progress=0)
+        changed = False
+        while not changed:  # again when somebody is faster: a deletion wins over all but another deletion
+            if instance.task_state == Task.DELETING and cloud.journal.is_busy(tx, uuid):
+                return
+            changed = instances.update(
+                tx, uuid, expect_task=(instance.task_state,), task_state=Task.DELETING, progress=0
+            )
+            if not changed:
+                instance = found(tx, uuid)
         cloud.journal.cancel(tx, uuid, but=DELETE.name)
         cloud.journal.submit(tx, context, DELETE, uuid, rule.action, NoParams())
 
@@ -87,7 +93,9 @@ async def _finish(run: Run) -> Done:
 
 
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:
-    raise AssertionError("a delete is never undone")
+    """A delete is never undone, but an operator may have abandoned it: it can then be asked for again."""
+    fault = fault_of(error, run.cloud.clock.now())
+    apply(tx, run, {"vm_state": Vm.ERROR, "task_state": None, "fault": fault})
 
 
 DELETE = Operation(

@@ -33,7 +33,19 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         """Move on and wake whoever's time has come."""
-        self._now += int(seconds * SECOND)
+        self._move_to(self._now + int(seconds * SECOND))
+
+    def advance_to_next(self) -> bool:
+        """Move on to when the next sleeper wakes; False if nobody sleeps."""
+        while self._sleepers and self._sleepers[0][2].done():
+            heapq.heappop(self._sleepers)
+        if not self._sleepers:
+            return False
+        self._move_to(max(self._sleepers[0][0], self._now))
+        return True
+
+    def _move_to(self, moment: int) -> None:
+        self._now = moment
         for listener in self._listeners:
             listener(self._now - self._start)
         while self._sleepers and self._sleepers[0][0] <= self._now:

@@ -7,11 +7,13 @@ import asyncio
 import pytest
 from sqlalchemy import update
 
+from kilonova.clock import SECOND
 from kilonova.db.engine import Database
 from kilonova.db.tables.journal import actions
 from kilonova.errors import Conflict, Failed, HostFault, TryAgain
 from kilonova.journal import attention
-from kilonova.testing.clock import VirtualClock, until
+from kilonova.testing.clock import VirtualClock
+from kilonova.testing.database import WatchedDatabase
 from tests.unit.journal.toy import World, crash_at, lab, toy
 
 
@@ -61,7 +63,7 @@ async def test_a_dead_controller_costs_one_repeat_at_most(
     async with lab(db, clock, operation) as it:
         died = crash_at(it.runner, step, what)
         action = await it.submit()
-        await until(died.is_set, clock)
+        await it.until(died.is_set)
         await it.kill()
         assert (await it.row(action))["state"] in ("running", "done")
     async with lab(db, clock, operation, owner="two") as it:
@@ -81,7 +83,7 @@ async def test_unwinding_goes_on_where_it_was_interrupted(
     async with lab(db, clock, operation) as it:
         died = crash_at(it.runner, step, what)
         action = await it.submit()
-        await until(died.is_set, clock)
+        await it.until(died.is_set)
         await it.kill()
         assert (await it.row(action))["state"] == "unwinding"
     async with lab(db, clock, operation, owner="two") as it:
@@ -94,15 +96,16 @@ async def test_unwinding_goes_on_where_it_was_interrupted(
 async def test_a_slow_old_owner_writes_nothing_after_a_takeover(db: Database, clock: VirtualClock) -> None:
     world = World(gates={"b": asyncio.Event()})
     operation = toy(world)
-    async with lab(db, clock, operation) as old:
+    shared = WatchedDatabase(db)
+    async with lab(shared, clock, operation) as old:
         old.runner._loops[1].cancel()  # it does not renew its lease: the process is stopped
         action = await old.submit()
-        await until(lambda: "b" in world.entered, clock)
+        await old.until(lambda: "b" in world.entered)
         old.runner._loops[0].cancel()
         slow = old.runner._running[action][1]
         clock.advance(31)
         gate = world.gates.pop("b")
-        async with lab(db, clock, operation, sole=False, owner="two") as new:
+        async with lab(shared, clock, operation, sole=False, owner="two") as new:
             row = await new.ended(action)
             assert (row["state"], row["epoch"]) == ("done", 2)
             gate.set()
@@ -114,12 +117,12 @@ async def test_a_slow_old_owner_writes_nothing_after_a_takeover(db: Database, cl
 async def test_a_living_owner_is_left_alone(db: Database, clock: VirtualClock) -> None:
     world = World(gates={"b": asyncio.Event()})
     operation = toy(world)
+    db = WatchedDatabase(db)
     async with lab(db, clock, operation) as one, lab(db, clock, operation, sole=False, owner="two") as two:
         action = await one.submit()
-        await until(lambda: "b" in world.entered, clock)
-        for _ in range(100):
-            clock.advance(1)
-            await asyncio.sleep(0.002)
+        await one.until(lambda: "b" in world.entered)
+        later = clock.now() + 100 * SECOND
+        await one.until(lambda: clock.now() > later)
         assert (await one.row(action))["owner"] == "one"
         assert two.runner._running == {}
         world.gates.pop("b").set()
@@ -133,17 +136,17 @@ async def test_controllers_whose_clocks_differ_by_a_lease_do_not_steal(
     operation = toy(world)
     late = VirtualClock()
     late.advance(45)
+    db = WatchedDatabase(db)
     async with (
         lab(db, clock, operation) as one,
         lab(db, clock, operation, sole=False, owner="two", own_clock=late) as two,
     ):
         action = await one.submit()
-        await until(lambda: "b" in world.entered, clock)
+        await one.until(lambda: "b" in world.entered)
         await two.runner._claim()
         assert (await one.row(action))["owner"] == "one"
         world.gates.pop("b").set()
         assert (await one.ended(action))["epoch"] == 1
-        late.advance(60)
 
 
 @pytest.mark.parametrize("when", ["before", "during a step", "while waiting"])
@@ -157,14 +160,10 @@ async def test_a_signal_is_never_lost(db: Database, clock: VirtualClock, when: s
             await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "2"))
         action = await it.submit()
         if when == "during a step":
-            await until(lambda: "a" in world.entered, clock)
+            await it.until(lambda: "a" in world.entered)
             await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "2"))
             world.gates.pop("a").set()
-        for _ in range(200):
-            if (await it.row(action))["state"] == "waiting":
-                break
-            await asyncio.sleep(0.002)
-        row = await it.row(action)
+        row = await it.state(action, "waiting")
         assert (row["state"], row["owner"]) == ("waiting", None)
         if when == "while waiting":
             await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "2"))
@@ -236,7 +235,7 @@ async def test_a_crash_on_the_way_to_the_next_host(
     async with lab(db, clock, operation) as it:
         died = crash_at(it.runner, *crash)
         action = await it.submit()
-        await until(died.is_set, clock)
+        await it.until(died.is_set)
         await it.kill()
     async with lab(db, clock, operation, owner="two") as it:
         row = await it.ended(action)
@@ -248,7 +247,7 @@ async def test_a_cancel_interrupts_a_long_step_and_undoes(db: Database, clock: V
     world = World(gates={"b": asyncio.Event()})
     async with lab(db, clock, toy(world)) as it:
         action = await it.submit()
-        await until(lambda: "b" in world.entered, clock)
+        await it.until(lambda: "b" in world.entered)
         assert await it.db.write(lambda tx: it.journal.cancel(tx, "i"))
         row = await it.ended(action)
         assert row["state"] == "failed"
@@ -260,10 +259,7 @@ async def test_a_cancel_of_what_waits(db: Database, clock: VirtualClock) -> None
     world = World()
     async with lab(db, clock, toy(world, waits=True)) as it:
         action = await it.submit()
-        for _ in range(200):
-            if (await it.row(action))["state"] == "waiting":
-                break
-            await asyncio.sleep(0.002)
+        await it.state(action, "waiting")
         await it.db.write(lambda tx: it.journal.cancel(tx, "i"))
         assert (await it.ended(action))["state"] == "failed"
         assert world.things == set()
@@ -273,7 +269,7 @@ async def test_after_the_pivot_a_cancel_comes_too_late(db: Database, clock: Virt
     world = World(gates={"c": asyncio.Event()})
     async with lab(db, clock, toy(world, pivot="b")) as it:
         action = await it.submit()
-        await until(lambda: "c" in world.entered, clock)
+        await it.until(lambda: "c" in world.entered)
         await it.db.write(lambda tx: it.journal.cancel(tx, "i"))
         world.gates.pop("c").set()
         assert (await it.ended(action))["state"] == "done"
@@ -291,7 +287,7 @@ async def test_operations_of_one_instance_run_one_after_the_other(db: Database, 
     async with lab(db, clock, toy(world)) as it:
         first, other = await it.submit("i"), await it.submit("j")
         second = await it.submit("i")
-        await until(lambda: world.done.count("b") == 2, clock)
+        await it.until(lambda: world.done.count("b") == 2)
         assert (await it.row(second))["owner"] is None
         assert world.done.count("a") == 2
         world.gates.pop("b").set()
@@ -317,12 +313,12 @@ async def test_an_undo_that_keeps_failing_asks_for_an_operator(db: Database, clo
         assert (row["state"], row["open"]) == ("attention", True)
         found = await it.db.read(attention.needing_attention)
         assert [each.id for each in found] == [action]
-        await it.db.write(lambda tx: attention.resolve(tx, action, "retry", "ann", clock.now()))
+        await it.resolve(action, "retry")
         row = await it.ended(action)
         assert row["state"] == "failed"
         assert world.things == set()
         with pytest.raises(Conflict):
-            await it.db.write(lambda tx: attention.resolve(tx, action, "skip", "ann", clock.now()))
+            await it.resolve(action, "skip")
 
 
 @pytest.mark.parametrize(("verb", "left"), [("skip", {"b"}), ("abandon", {"a", "b"})])
@@ -333,7 +329,7 @@ async def test_what_an_operator_may_decide(
     async with lab(db, clock, toy(world)) as it:
         action = await it.submit()
         await it.ended(action)
-        await it.db.write(lambda tx: attention.resolve(tx, action, verb, "ann", clock.now()))
+        await it.resolve(action, verb)
         row = await it.ended(action)
         assert row["state"] == "failed"
         assert world.things == left
@@ -374,7 +370,7 @@ async def test_an_orderly_stop_gives_the_work_back(db: Database, clock: VirtualC
     operation = toy(world)
     async with lab(db, clock, operation) as it:
         action = await it.submit()
-        await until(lambda: "b" in world.entered, clock)
+        await it.until(lambda: "b" in world.entered)
     async with lab(db, clock, operation, sole=False, owner="two") as it:
         assert (await it.row(action))["owner"] in (None, "two")
         world.gates.pop("b").set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,13 @@ from sqlalchemy import select
 from kilonova.db.engine import Database, Tx
 from kilonova.db.tables.journal import action_events, actions
 from kilonova.errors import Failed
+from kilonova.journal import attention
 from kilonova.journal.journal import Journal
 from kilonova.journal.model import ActionRow, Done, Kind, Operation, Run, Step, StoredError, Wait
 from kilonova.journal.runner import Runner
 from kilonova.model.context import RequestContext
-from kilonova.testing.clock import VirtualClock, until
+from kilonova.testing.clock import VirtualClock
+from kilonova.testing.database import WatchedDatabase, settle
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u", project_id="p")
 
@@ -100,7 +102,8 @@ class Crash(asyncio.CancelledError):
 
 @dataclass
 class Lab:
-    db: Database
+    db: WatchedDatabase
+    raw: Database  # to look with, also when the other is gone
     clock: VirtualClock
     runner: Runner
     journal: Journal
@@ -112,7 +115,7 @@ class Lab:
         )
 
     async def row(self, action_id: int) -> dict[str, Any]:
-        found = await self.db.read(
+        found = await self.raw.read(
             lambda tx: tx.one(select(*actions.columns).where(actions.c.id == action_id))
         )
         assert found is not None
@@ -124,17 +127,34 @@ class Lab:
             .where(action_events.c.action_id == action_id)
             .order_by(action_events.c.id)
         )
-        return await self.db.read(lambda tx: tx.all(query))
+        return await self.raw.read(lambda tx: tx.all(query))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let time pass, when all wait for it, until the condition holds."""
+
+        async def holds() -> bool:
+            return bool(condition())
+
+        await settle(holds, self.db, self.clock)
+
+    async def state(self, action_id: int, *states: str) -> dict[str, Any]:
+        """The row, once the operation is in one of these states."""
+
+        async def reached() -> bool:
+            return (await self.row(action_id))["state"] in states
+
+        await settle(reached, self.db, self.clock)
+        return await self.row(action_id)
 
     async def ended(self, action_id: int) -> dict[str, Any]:
         """The row, once the operation is closed or needs attention."""
-        for _ in range(4000):
-            row = await self.row(action_id)
-            if not row["open"] or row["state"] == "attention":
-                return row
-            await asyncio.sleep(0.003)
-            self.clock.advance(0.3)
-        raise TimeoutError(str(await self.row(action_id)))
+        row = await self.state(action_id, "done", "failed", "attention")
+        assert row["open"] == (row["state"] == "attention")
+        return row
+
+    async def resolve(self, action_id: int, verb: str) -> None:
+        """What an operator called ann decides."""
+        await self.raw.write(lambda tx: attention.resolve(tx, action_id, verb, "ann", self.clock.now()))
 
     async def kill(self) -> None:
         """End the runner as SIGKILL would: nothing is given back, no lease released."""
@@ -168,13 +188,26 @@ async def lab(
     sole: bool = True,
     owner: str = "one",
     own_clock: VirtualClock | None = None,
+    concurrency: int = 256,
 ) -> AsyncIterator[Lab]:
-    runner = Runner(db, own_clock or clock, owner, {operation.name: operation}, lease=30.0)
+    """A runner with its journal.  Several in one test share a WatchedDatabase."""
+    watched = db if isinstance(db, WatchedDatabase) else WatchedDatabase(db)
+    runner = Runner(
+        watched,
+        own_clock or clock,
+        owner,
+        {operation.name: operation},
+        lease=30.0,
+        concurrency=concurrency,
+    )
     await runner.start(sole=sole)
-    made = Lab(db, clock, runner, Journal(own_clock or clock, runner), operation)
+    made = Lab(watched, watched.raw, clock, runner, Journal(own_clock or clock, runner), operation)
     try:
         yield made
     finally:
+        watched.gone, watched.fail = False, lambda number: False
+        if own_clock is not None:
+            made.clock = own_clock
         stop = asyncio.create_task(runner.stop())
-        await until(stop.done, clock)
+        await made.until(stop.done)
         await stop

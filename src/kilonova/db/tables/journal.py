@@ -33,13 +33,15 @@ actions = Table(
     number("round"),  # of the retry group
     flag("cancel"),
     json_text("error", nullable=True),
+    text("why", nullable=True),  # an operator is asked for a decision
     text("owner", nullable=True),
     number("epoch"),
     number("lease_until"),
     number("wake_at"),
     number("deadline_at"),
     Index("actions_by_instance", "instance_uuid", "id"),
-    Index("actions_open", "wake_at", sqlite_where=sql("open"), postgresql_where=sql("open")),
+    # SQLite uses a partial index only for a condition that is spelled like the index's
+    Index("actions_open", "wake_at", sqlite_where=sql("open = 1"), postgresql_where=sql("open")),
 )
 
 action_events = Table(
