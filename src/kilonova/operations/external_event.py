@@ -7,6 +7,7 @@ import structlog
 from kilonova.db import instances
 from kilonova.db.engine import Tx
 from kilonova.model.states import Task
+from kilonova.operations import power
 from kilonova.operations.cloud import Cloud
 
 log = structlog.get_logger("kilonova.events")
@@ -18,8 +19,10 @@ async def deliver(cloud: Cloud, uuid: str, name: str, tag: str, status: str = "c
         await cloud.db.write(lambda tx: _signal(cloud, tx, uuid, name, tag, status))
     elif name in ("network-changed", "network-vif-deleted"):
         await _refresh(cloud, uuid)
+    elif name == "power-update":
+        await _look(cloud, uuid)
     else:
-        log.info("event is of no concern here", instance=uuid, event=name, tag=tag)
+        log.info("event is of no concern here", instance=uuid, name=name, tag=tag)
 
 
 def _signal(cloud: Cloud, tx: Tx, uuid: str, name: str, tag: str, status: str) -> None:
@@ -40,3 +43,10 @@ async def _refresh(cloud: Cloud, uuid: str) -> None:
                 instances.update(tx, uuid, expect_task=instances.ANY, vifs=kept)
 
     await cloud.db.write(write)
+
+
+async def _look(cloud: Cloud, uuid: str) -> None:
+    """Somebody says that the guest's power has changed: ask its host, which knows."""
+    instance = await cloud.db.read(lambda tx: instances.show(tx, uuid))
+    if instance is not None and instance.host is not None:
+        await power.observed(cloud, await cloud.hosts.agent(instance.host).observe(uuid))
