@@ -34,7 +34,6 @@ from kilonova.scheduler.select import Scheduler
 from kilonova.services.identity import api as identity_api
 from kilonova.services.identity.bootstrap import Bootstrapped, bootstrap
 from kilonova.services.identity.builtin import BuiltinIdentity
-from kilonova.services.identity.catalog import catalog_for
 from kilonova.services.image import api as image_api
 from kilonova.services.image.builtin import BuiltinImage
 from kilonova.services.metadata.documents import config_drive
@@ -215,7 +214,7 @@ class EmbeddedCloud:
         urls = {name: settings.url(name) for name in ("identity", "compute", "placement", "image", "network")}
         policy = Policy(self.state.path / "policy.yaml")
         return {
-            "identity": identity_api.app(self.identity, lambda: catalog_for(urls), urls["identity"]),
+            "identity": identity_api.app(self.identity, urls, urls["identity"]),
             "compute": compute_api.app(self.cloud, self.identity, policy),
             "placement": placement_api.app(self.placement, self.identity),
             "image": image_api.app(self.image, self.identity, urls["image"]),

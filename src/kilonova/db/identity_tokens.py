@@ -69,7 +69,7 @@ def standing(tx: Tx, user_id: str, scope: str, scope_id: str) -> Standing | None
 
 
 def revoke(tx: Tx, audit_id: str, expires_at: int, now: int) -> None:
-    """Note that a token is dead until it would have ended anyway."""
+    """Note that a token is dead until ``expires_at``, when nobody takes it any more in any case."""
     tx.run(_REVOKE, audit_id=audit_id, expires_at=expires_at)
     tx.run(_FORGET, moment=now)
 

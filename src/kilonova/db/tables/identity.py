@@ -100,6 +100,37 @@ assignments = Table(
     Index("identity_assignments_by_target", "target_id", "target_type"),
 )
 
+# What administrators add to the catalog that the configuration gives.
+regions = Table(
+    "identity_regions",
+    metadata,
+    text("id", primary_key=True),
+    text("description"),
+    text("parent_region_id", nullable=True),
+)
+
+services = Table(
+    "identity_services",
+    metadata,
+    text("id", primary_key=True),
+    text("type"),
+    text("name"),
+    text("description"),
+    flag("enabled"),
+)
+
+endpoints = Table(
+    "identity_endpoints",
+    metadata,
+    text("id", primary_key=True),
+    text("service_id"),  # one of the above, or one of the configuration
+    text("interface"),  # "public", "internal", "admin"
+    text("region_id", nullable=True),
+    text("url"),
+    flag("enabled"),
+    Index("identity_endpoints_by_service", "service_id"),
+)
+
 revocations = Table(
     "identity_revocations",
     metadata,

@@ -25,7 +25,7 @@ from kilonova.services.identity import (
 )
 from kilonova.services.identity.builtin import BuiltinIdentity
 from kilonova.services.identity.call import Call, Handler, Routes, check_path
-from kilonova.services.identity.catalog import Catalog
+from kilonova.services.identity.catalog import configured
 from kilonova.web.auth import authenticate
 from kilonova.web.json import JsonResponse
 from kilonova.web.requests import RequestIdMiddleware, answering_errors
@@ -45,9 +45,11 @@ ROUTES: tuple[Routes, ...] = (
 )
 
 
-def app(identity: BuiltinIdentity, catalog: Callable[[], Catalog], root_url: str) -> ASGIApp:
-    """The ASGI app.  ``catalog`` gives the service catalog; ``root_url`` is where this app is reached."""
+def app(identity: BuiltinIdentity, urls: dict[str, str], root_url: str) -> ASGIApp:
+    """The ASGI app.  ``urls`` are those of the cloud's services by type; ``root_url`` is where this app is
+    reached."""
     root = root_url.rstrip("/")
+    known = configured(urls)
 
     def authenticated(handler: Handler) -> Handler:
         async def answer(call: Call) -> Response:
@@ -68,7 +70,7 @@ def app(identity: BuiltinIdentity, catalog: Callable[[], Catalog], root_url: str
     def endpoint(handlers: dict[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             method = "GET" if request.method == "HEAD" and "HEAD" not in handlers else request.method
-            call = Call(identity, catalog, request, request.scope["identity_url"], NOBODY)
+            call = Call(identity, known, request, request.scope["identity_url"], NOBODY)
             return await handlers[method](call)
 
         return answering_errors(answer, lambda status, text: fault(status, text, root))

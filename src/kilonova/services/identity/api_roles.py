@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.responses import Response
 
 from kilonova.db import identity_records as records
 from kilonova.db import identity_removal, identity_roles
 from kilonova.db.engine import Tx
 from kilonova.db.identity_records import Role
-from kilonova.errors import Invalid, NotFound
+from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.services.identity import bodies, listing, views
 from kilonova.services.identity.bodies import RoleBody
+from kilonova.services.identity.bootstrap import ROLES
 from kilonova.services.identity.builtin import new_id
 from kilonova.services.identity.call import Call, Routes, no_content
 from kilonova.web.json import JsonResponse
@@ -62,6 +64,8 @@ async def update(call: Call) -> Response:
 
     def change(tx: Tx) -> Role:
         old = records.show(tx, Role, id)
+        if body.name not in (UNSET, old.name):
+            _check_mutable(old)
         extra = {**old.extra, **bodies.extra(RoleBody, data)}
         return records.change(tx, msgspec.structs.replace(old, **_columns(bodies.given(body)), extra=extra))
 
@@ -71,8 +75,20 @@ async def update(call: Call) -> Response:
 
 async def delete(call: Call) -> Response:
     call.need_admin("identity:delete_role")
-    await call.identity.change(lambda tx: identity_removal.remove_role(tx, call.part("id")))
+    id = call.part("id")
+
+    def change(tx: Tx) -> None:
+        _check_mutable(records.show(tx, Role, id))
+        identity_removal.remove_role(tx, id)
+
+    await call.identity.change(change)
     return no_content()
+
+
+def _check_mutable(role: Role) -> None:
+    """Raises Forbidden for the roles that policies are made of: without them nobody could do anything."""
+    if role.name in ROLES:
+        raise Forbidden(f"Cannot delete or rename the role {role.name}: it is immutable.")
 
 
 def _short(call: Call, role: Role) -> dict[str, Any]:

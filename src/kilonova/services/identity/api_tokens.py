@@ -26,20 +26,23 @@ async def version(call: Call) -> Response:
 async def issue(call: Call) -> Response:
     wanted = login.read_login(await call.body())
     text, token = await login.log_in(call.identity, wanted)
-    response = JsonResponse({"token": _view(call, token)}, 201)
+    response = JsonResponse({"token": await _view(call, token)}, 201)
     response.headers["x-subject-token"] = text
     return response
 
 
-def _view(call: Call, token: Token) -> views.View:
-    return views.token(token, None if "nocatalog" in call.request.query_params else call.catalog())
+async def _view(call: Call, token: Token) -> views.View:
+    if token.standing.scope == "none" or "nocatalog" in call.request.query_params:
+        return views.token(token, None)
+    project = token.standing.project
+    return views.token(token, await call.catalog(project.id if project else None, token.payload.user_id))
 
 
 async def _subject(call: Call, what: str, *, allowed: bool) -> tuple[str, Token]:
     """The token that the call is about: one's own, or another's if that is ``allowed``."""
     text = call.request.headers.get("x-subject-token", "")
     try:
-        found = await call.identity.inspect(text)
+        found = await call.identity.inspect(text, allow_expired=call.flag("allow_expired"))
     except Unauthenticated as error:
         if not allowed:
             raise Forbidden(NOT_ALLOWED.format(what=what)) from error
@@ -52,7 +55,7 @@ async def _subject(call: Call, what: str, *, allowed: bool) -> tuple[str, Token]
 async def show(call: Call) -> Response:
     allowed = call.reads_all or "service" in call.context.roles
     text, token = await _subject(call, "identity:validate_token", allowed=allowed)
-    response = JsonResponse({"token": _view(call, token)})
+    response = JsonResponse({"token": await _view(call, token)})
     response.headers["x-subject-token"] = text
     return response
 
@@ -67,7 +70,8 @@ async def catalog(call: Call) -> Response:
     context = call.context
     if context.project_id is None and context.domain_id is None and not context.system_scope:
         raise Forbidden("The catalog is shown to tokens with a scope only.")
-    return JsonResponse({"catalog": call.catalog(), "links": call.link("auth", "catalog")})
+    found = await call.catalog(context.project_id, context.user_id)
+    return JsonResponse({"catalog": found, "links": call.link("auth", "catalog")})
 
 
 async def own_projects(call: Call) -> Response:

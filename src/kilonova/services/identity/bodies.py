@@ -12,10 +12,10 @@ from kilonova.services.identity import passwords
 
 Name = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\S")]
 RoleName = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\S")]
-Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
+Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9-]+\Z")]
 Description = Annotated[str, Meta(max_length=65535)]
 Password = Annotated[str, Meta(max_length=passwords.MAX_LENGTH)]
-Tag = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^,/]+$")]
+Tag = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^,/]+\Z")]
 Tags = Annotated[list[Tag], Meta(max_length=80)]
 
 NEVER_KEPT = {"id", "links", "options", "is_domain", "password_expires_at"}

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 REMEMBERED = 8192  # tokens
 LIFETIME = 3600.0  # seconds
+EXPIRED_WINDOW = 172_800.0  # seconds; Keystone's [token]allow_expired_window
 RECHECK = 1.0  # seconds
 
 
@@ -50,8 +51,10 @@ class BuiltinIdentity:
     """An Identity.
 
     ``key_directory`` has the token keys and is made if need be.  ``lifetime`` (seconds) is that of new
-    tokens.  ``recheck`` (seconds): how long a process may go without asking the database whether another
-    process has changed anything; None if there is no other, which is the default on SQLite.
+    tokens; for ``expired_window`` (seconds) more, services that ask for it may learn whose token it was: a
+    long operation must be able to end.  ``recheck`` (seconds): how long a process may go without asking the
+    database whether another process has changed anything; None if there is no other, which is the default
+    on SQLite.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class BuiltinIdentity:
         key_directory: Path,
         *,
         lifetime: float = LIFETIME,
+        expired_window: float = EXPIRED_WINDOW,
         recheck: float | None = None,
         passwords: Passwords | None = None,
     ) -> None:
@@ -69,6 +73,7 @@ class BuiltinIdentity:
         self.passwords = passwords or Passwords(clock)
         self._ring = KeyRing(key_directory)
         self._lifetime = int(lifetime * SECOND)
+        self._expired_window = int(expired_window * SECOND)
         if recheck is None and db.name != "sqlite":
             recheck = RECHECK
         self._recheck = None if recheck is None else int(recheck * SECOND)
@@ -92,10 +97,14 @@ class BuiltinIdentity:
             raise Unauthenticated(tokens.NOT_VALID)
         return msgspec.structs.replace(known.context, request_id=request_id)
 
-    async def inspect(self, token: str) -> Token:
-        """All about a token.  Raises Unauthenticated."""
+    async def inspect(self, token: str, *, allow_expired: bool = False) -> Token:
+        """All about a token; ``allow_expired`` also about one that ended not long ago.
+
+        Raises Unauthenticated.
+        """
         payload = tokens.unseal(self._ring, token)
-        if payload.expires_at <= self.clock.now():
+        end = payload.expires_at + (self._expired_window if allow_expired else 0)
+        if end <= self.clock.now():
             raise Unauthenticated(tokens.NOT_VALID)
 
         def look(tx: Tx) -> Standing | None:
@@ -135,10 +144,9 @@ class BuiltinIdentity:
 
     async def revoke(self, payload: Payload) -> None:
         """The token is not valid from now on."""
+        audit_id, end = payload.audit_ids[0], payload.expires_at + self._expired_window
         now = self.clock.now()
-        await self.change(
-            lambda tx: identity_tokens.revoke(tx, payload.audit_ids[0], payload.expires_at, now)
-        )
+        await self.change(lambda tx: identity_tokens.revoke(tx, audit_id, end, now))
 
     async def change(self, fn: Callable[[Tx], T]) -> T:
         """Run a transaction that may make tokens worse; what is remembered of them is forgotten.

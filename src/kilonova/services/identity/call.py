@@ -9,10 +9,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kilonova.db.engine import Tx
 from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.model.context import RequestContext
+from kilonova.services.identity import catalog
 from kilonova.services.identity.builtin import BuiltinIdentity
-from kilonova.services.identity.catalog import Catalog
+from kilonova.services.identity.catalog import Catalog, Entries
 from kilonova.web.json import JsonResponse, read_object
 from kilonova.web.storable import is_storable
 
@@ -26,10 +28,11 @@ Routes = dict[str, dict[str, Handler]]
 
 @dataclass(slots=True)
 class Call:
-    """``context`` is the caller; ``url`` the address of the API as the caller reached it, without /v3."""
+    """``context`` is the caller; ``url`` the address of the API as the caller reached it, without /v3;
+    ``configured`` what is in the catalog without anybody's doing."""
 
     identity: BuiltinIdentity
-    catalog: Callable[[], Catalog]
+    configured: Entries
     request: Request
     url: str
     context: RequestContext
@@ -59,6 +62,17 @@ class Call:
         if not isinstance(inner, dict):
             raise Invalid(f"The body must have an object named '{name}'.")
         return inner
+
+    def all_entries(self, tx: Tx) -> Entries:
+        return catalog.all_entries(tx, self.configured)
+
+    async def entries(self) -> Entries:
+        """Regions, services and endpoints."""
+        return await self.identity.db.read(self.all_entries)
+
+    async def catalog(self, project_id: str | None, user_id: str) -> Catalog:
+        """The catalog of a token for a project, or for something else."""
+        return catalog.catalog(await self.entries(), project_id, user_id)
 
     @property
     def reads_all(self) -> bool:

@@ -8,12 +8,16 @@ import secrets
 import stat
 from pathlib import Path
 
+import structlog
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from kilonova.clock import SECOND
 from kilonova.errors import Failed
 
+log = structlog.get_logger("kilonova.identity")
+
 KEEP = 3  # keys that stay after a rotation
+ATTEMPTS = 5  # to read keys while others change them
 
 
 class KeyRing:
@@ -41,13 +45,23 @@ class KeyRing:
         try:
             return self._all.decrypt(text)
         except InvalidToken:
-            if self._names() == self._loaded:
+            if not self._reload():
                 return None
-        self._load()
         try:
             return self._all.decrypt(text)
         except InvalidToken:
             return None
+
+    def _reload(self) -> bool:
+        """Whether there were other keys.  If they cannot be read, those that we have go on to serve."""
+        try:
+            if self._names() == self._loaded:
+                return False
+            self._load()
+        except (OSError, Failed) as error:
+            log.error("token keys cannot be read again", directory=str(self._directory), error=str(error))
+            return False
+        return True
 
     def rotate(self) -> None:
         """Seal with a new key from now on; the oldest keys go, and the tokens that they sealed."""
@@ -74,14 +88,22 @@ class KeyRing:
             draft.unlink()
 
     def _load(self) -> None:
-        self._loaded = self._names()
-        keys = []
-        for number in reversed(self._loaded):
-            path = self._directory / str(number)
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise Failed(f"The token key {path} can be read by others: chmod 600 it, or delete it.")
+        for _ in range(ATTEMPTS):
+            names = self._names()
             try:
-                keys.append(Fernet(path.read_bytes()))
-            except ValueError as error:
-                raise Failed(f"The token key {path} is damaged: delete it.") from error
-        self._newest, self._all = keys[0], MultiFernet(keys)
+                keys = [self._read(number) for number in reversed(names)]
+            except FileNotFoundError:  # another process has just rotated
+                continue
+            if keys:
+                self._loaded, self._newest, self._all = names, keys[0], MultiFernet(keys)
+                return
+        raise Failed(f"There are no token keys in {self._directory}: restore them, or restart the process.")
+
+    def _read(self, number: int) -> Fernet:
+        path = self._directory / str(number)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise Failed(f"The token key {path} can be read by others: chmod 600 it, or delete it.")
+        try:
+            return Fernet(path.read_bytes())
+        except ValueError as error:
+            raise Failed(f"The token key {path} is damaged: delete it.") from error

@@ -13,7 +13,7 @@ from kilonova.errors import Unauthenticated
 from kilonova.services.identity.keys import KeyRing
 
 MAX_LENGTH = 1024
-_LOOKS_RIGHT = re.compile(r"[A-Za-z0-9_=-]+\Z")
+_LOOKS_RIGHT = re.compile(r"([A-Za-z0-9_-]{4})+([A-Za-z0-9_-]{2}==|[A-Za-z0-9_-]{3}=)?\Z")
 NOT_VALID = "The request you have made requires authentication."
 
 
@@ -41,7 +41,7 @@ def seal(ring: KeyRing, payload: Payload) -> str:
 
 def unseal(ring: KeyRing, text: str) -> Payload:
     """Raises Unauthenticated for anything that is not one of our tokens."""
-    if len(text) > MAX_LENGTH or not _LOOKS_RIGHT.match(text):
+    if len(text) > MAX_LENGTH or not _LOOKS_RIGHT.match(text) or not _is_canonical(text):
         raise Unauthenticated(NOT_VALID)
     data = ring.open(text)
     if data is None:
@@ -50,6 +50,11 @@ def unseal(ring: KeyRing, text: str) -> Payload:
         return _decode(data)
     except msgspec.DecodeError as error:  # sealed by another release
         raise Unauthenticated(NOT_VALID) from error
+
+
+def _is_canonical(text: str) -> bool:
+    """Whether it is the one spelling of its bytes: Base64 may have bits at its end that say nothing."""
+    return base64.urlsafe_b64encode(base64.urlsafe_b64decode(text)).decode("ascii") == text
 
 
 def digest(text: str) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kilonova.clock import iso_micro
 from kilonova.db.identity_records import Domain, Group, Project, Role, User
+from kilonova.services.identity.bootstrap import ROLES
 from kilonova.services.identity.builtin import Token
 from kilonova.services.identity.call import Call
 from kilonova.services.identity.catalog import Catalog
@@ -89,7 +90,7 @@ def role(call: Call, found: Role) -> View:
         "name": found.name,
         "domain_id": None,
         "description": found.description,
-        "options": {},
+        "options": {"immutable": True} if found.name in ROLES else {},
         "links": call.link("roles", found.id),
     }
 
