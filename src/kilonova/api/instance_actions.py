@@ -22,6 +22,7 @@ from kilonova.model.action import Action, ActionEvent
 RULE = "os_compute_api:os-instance-actions"
 EVENTS = f"{RULE}:events"
 DETAILS = f"{RULE}:events:details"
+MAX_DETAILS = 255  # characters, as in Nova; `kilonova explain` has them all
 
 KEYS = Keys(
     {"limit": since(58), "marker": since(58), "changes-since": since(58), "changes-before": since(66)},
@@ -51,7 +52,7 @@ EVENT = View(
     Item("traceback", lambda event: event.traceback, rule=EVENTS),
     Item("hostId", bind=lambda call: partial(_host_id, call), since=62),
     Item("host", lambda event: event.host or "", since=62, rule=EVENTS),
-    Item("details", lambda event: event.details, since=84, rule=DETAILS),
+    Item("details", lambda event: event.details and event.details[:MAX_DETAILS], since=84, rule=DETAILS),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy import bindparam, func, select, tuple_
 
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.tables.journal import action_events, actions
@@ -44,10 +44,11 @@ def list_actions(
         if found is None:
             raise NotFound(f"marker [{marker}] not found")
         query = query.where(tuple_(actions.c.start_time, actions.c.id) < tuple_(found.start_time, found.id))
+    changed_at = func.coalesce(actions.c.updated_at, actions.c.start_time)  # null: nothing has come of it yet
     if changes_since is not None:
-        query = query.where(actions.c.updated_at >= changes_since)
+        query = query.where(changed_at >= changes_since)
     if changes_before is not None:
-        query = query.where(actions.c.updated_at <= changes_before)
+        query = query.where(changed_at <= changes_before)
     query = query.order_by(actions.c.start_time.desc(), actions.c.id.desc()).limit(limit)
     return [Action(**dict(zip(Action.__struct_fields__, row, strict=True))) for row in tx.all(query)]
 

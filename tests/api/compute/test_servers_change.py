@@ -57,10 +57,9 @@ async def test_what_can_be_changed(whole: Whole) -> None:
 @pytest.mark.capability("API-59")
 async def test_a_server_can_be_renamed_in_any_state(whole: Whole) -> None:
     """Also while it is built, busy, or locked."""
-    whole.driver.faults.hold("prepare")
-    uuid = (await whole.create()).json["server"]["id"]
-    assert (await change(whole, uuid, name="early")).json["server"]["name"] == "early"
-    whole.driver.faults.release("prepare")
+    with whole.held("prepare"):
+        uuid = (await whole.create()).json["server"]["id"]
+        assert (await change(whole, uuid, name="early")).json["server"]["name"] == "early"
     await whole.settled(uuid)
     assert (await whole.shown(uuid))["name"] == "early"
     await whole.act(uuid, "lock")
@@ -240,8 +239,7 @@ async def test_delete_takes_everything_away(whole: Whole) -> None:
 @pytest.mark.capability("API-92")
 @pytest.mark.parametrize("verb", ["prepare", "start", "resume"])
 async def test_delete_while_it_is_built(whole: Whole, verb: str) -> None:
-    whole.driver.faults.hold(verb)
-    try:
+    with whole.held(verb):
         uuid = (await whole.create(networks="auto")).json["server"]["id"]
         async with asyncio.timeout(30):
             while (await whole.instance(uuid)).task_state != "spawning":
@@ -249,8 +247,6 @@ async def test_delete_while_it_is_built(whole: Whole, verb: str) -> None:
         assert (await whole.api("DELETE", f"/servers/{uuid}")).status == 204
         shown = await whole.api("GET", f"/servers/{uuid}", v=104)
         assert shown.status == 404 or shown.json["server"]["OS-EXT-STS:task_state"] == "deleting"
-    finally:
-        whole.driver.faults.release(verb)
     assert (await whole.settled(uuid)).vm_state == "deleted"
     assert (await holdings(whole.cloud, uuid)).nothing
     assert await audits(whole.cloud) == []

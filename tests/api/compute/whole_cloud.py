@@ -7,8 +7,8 @@ guest, no open operation, and every counter says what it counts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,15 @@ class Whole:
         async with asyncio.timeout(60):
             while await self.cloud.db.read(attention.open_actions):
                 await asyncio.sleep(0.005)
+
+    @contextmanager
+    def held(self, verb: str) -> Iterator[None]:
+        """The hypervisor does not come back from this verb until the end of the block."""
+        self.driver.faults.hold(verb)
+        try:
+            yield
+        finally:
+            self.driver.faults.release(verb)
 
     async def act(self, uuid: str, action: str, argument: Any = None, **how: Any) -> Reply:
         return await self.api("POST", f"/servers/{uuid}/action", {action: argument}, **how)
