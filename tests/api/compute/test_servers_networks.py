@@ -178,7 +178,7 @@ async def test_several_servers_share_no_port_and_no_address(whole: Whole) -> Non
     ("version", "good"), [(31, False), (32, True), (36, True), (37, False), (41, False), (42, True)]
 )
 async def test_tags_of_networks_and_their_gap(whole: Whole, version: int, good: bool) -> None:
-    network = (await whole.network("GET", "/networks?name=private")).json["networks"][0]["id"]
+    network = await whole.private()
     networks = [{"uuid": network, "tag": "nic"}]
     if good:
         assert (await whole.create(version, networks=networks)).status == 202
@@ -189,7 +189,7 @@ async def test_tags_of_networks_and_their_gap(whole: Whole, version: int, good: 
 @pytest.mark.capability("API-67")
 async def test_the_ports_quota_lowers_the_count(whole: Whole) -> None:
     await whole.quiet()
-    network = (await whole.network("GET", "/networks?name=private")).json["networks"][0]["id"]
+    network = await whole.private()
     path = f"/quotas/{whole.project}"
     used = (await whole.network("GET", f"{path}/details", who="admin")).json["quota"]["port"]["used"]
     assert (await whole.network("PUT", path, {"quota": {"port": used + 2}}, who="admin")).status == 200
@@ -229,7 +229,7 @@ async def test_a_port_that_goes_while_the_server_is_built(whole: Whole) -> None:
 
 @pytest.mark.capability("API-66")
 async def test_security_groups(whole: Whole) -> None:
-    network = (await whole.network("GET", "/networks?name=private")).json["networks"][0]["id"]
+    network = await whole.private()
     group = await whole.new("security_group", name="web")
     asked = [{"name": "web"}, {"name": "default"}, {"name": "web"}]
     reply = await whole.create(networks=[{"uuid": network}], security_groups=asked)

@@ -150,6 +150,11 @@ class Whole:
         made: dict[str, Any] = reply.json[kind]
         return made
 
+    async def private(self) -> str:
+        """The id of the network that every cloud has."""
+        reply = await self.network("GET", "/networks?name=private")
+        return str(reply.json["networks"][0]["id"])
+
     async def network_of(self, cidr: str | None, who: str = "member", **values: Any) -> str:
         """The id of a new network with one subnet, or with none."""
         made = await self.new("network", who, **values)
