@@ -68,7 +68,7 @@ async def test_volumes_are_not_there_yet(whole: Whole) -> None:
     await whole.gone(uuid)
 
 
-@pytest.mark.capability("API-56", "PS-3")
+@pytest.mark.capability("API-56")
 async def test_counters_of_a_guest(whole: Whole) -> None:
     instance = await whole.made(networks=[{"uuid": await whole.private()}], config_drive=True)
     uuid = instance.uuid
