@@ -127,7 +127,6 @@ class EmbeddedCloud:
             config_drive=config_drive(settings.text("dhcp_domain")),
         )
         runner.cloud = cloud
-
         network.on_event = partial(external_event.deliver, cloud)
         return cls(
             settings,
@@ -179,6 +178,7 @@ class EmbeddedCloud:
             example = await self.image.add_local(self._administrator(), EXAMPLE_IMAGE, bytes(1 << 20))
             self.example_image = example.id
         self._loops.append(asyncio.create_task(self._report_alive(report), name="service-report"))
+        self._loops.append(asyncio.create_task(self._look_at_power(report.host), name="power-sync"))
 
     def _administrator(self) -> RequestContext:
         assert self.accounts is not None
@@ -207,6 +207,16 @@ class EmbeddedCloud:
                     await self.register(report)
             except Exception:
                 log.error("host not reported alive", host=report.host, exc_info=True)
+
+    async def _look_at_power(self, host: str) -> None:
+        """Nova's rule for intervals: 0 is a minute, a negative one never."""
+        interval = self.settings.number("sync_power_state_interval") or 60
+        while interval > 0:
+            await self.clock.sleep(interval)
+            try:
+                await power.synchronise(self.cloud, host)
+            except Exception:
+                log.error("power states not synchronised", host=host, exc_info=True)
 
     def apps(self) -> dict[str, ASGIApp]:
         """The HTTP face of each service, by its name."""

@@ -26,6 +26,11 @@ DEFAULT = [
     cfg.IntOpt("shutdown_timeout", default=60, help="Seconds a guest has to shut itself down."),
     cfg.IntOpt("service_down_time", default=60),
     cfg.IntOpt("report_interval", default=10),
+    cfg.IntOpt(
+        "sync_power_state_interval",
+        default=600,
+        help="Seconds between looks at the power of all servers; negative: never.",
+    ),
     cfg.IntOpt("vif_plugging_timeout", default=300),
     cfg.BoolOpt("vif_plugging_is_fatal", default=True),
     cfg.IntOpt("instance_build_timeout", default=600),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
@@ -32,6 +33,14 @@ RETRY_SHUTDOWN = 10.0  # seconds between presses of the power button; Nova's shu
 Report = Callable[[Observed], Awaitable[None]]
 
 
+@dataclass
+class _Quiet:
+    """Verbs that are changing a guest's power, and the last event that they have kept to themselves."""
+
+    verbs: int = 0
+    last: int | None = None
+
+
 class Agent:
     """Implements rpc.host.HostAgent on a driver and a plugger."""
 
@@ -53,17 +62,17 @@ class Agent:
         self._clock = clock
         self._report = report
         self._builds = asyncio.Semaphore(max_concurrent_builds or 1_000_000)
-        self._generations = Generations(clock)
+        self._generations = Generations(clock, ledger)
         self._actors: dict[str, Actor] = {}
-        self._quiet: set[str] = set()  # guests whose power changes are our own doing
+        self._quiet: dict[str, _Quiet] = {}  # guests whose power changes are our own doing
         self._reports: set[asyncio.Task[None]] = set()
         self._off: dict[str, asyncio.Event] = {}
 
     async def start_up(self) -> HostReport:
         """Connect to the hypervisor, adopt its guests and say what the host has."""
         await self.driver.open(self._power_event)
-        for uuid, state in (await self.driver.guests()).items():
-            await self._report(self._observed(uuid, state))
+        guests = await self.driver.guests()
+        await asyncio.gather(*(self._report(self._observed(uuid, state)) for uuid, state in guests.items()))
         return await self.driver.report()
 
     async def shut_down_agent(self) -> None:
@@ -209,25 +218,43 @@ class Agent:
                 self._actors.pop(uuid, None)
 
     async def _quietly(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
-        """Run a verb that changes the power itself: its events say nothing new."""
-        self._quiet.add(uuid)
+        """Run a verb that changes the power itself: its events say nothing new.
+
+        Unless the last of them is not what the verb found at its end: then somebody else was at it, too.
+        """
+        quiet = self._quiet.setdefault(uuid, _Quiet())
+        quiet.verbs += 1
+        expected: int | None = None
         try:
-            return await self._actor(uuid, verb, urgent=urgent)
+            result = await self._actor(uuid, verb, urgent=urgent)
+            expected = result.power_state if isinstance(result, Observed) else quiet.last
+            return result
         finally:
-            self._quiet.discard(uuid)
+            quiet.verbs -= 1
+            if not quiet.verbs:
+                del self._quiet[uuid]
+                if quiet.last != expected and quiet.last is not None:
+                    self._look_and_report(uuid, known=expected)
 
     def _power_event(self, uuid: str, state: int) -> None:
         """The hypervisor says that a guest's power has changed."""
         if state not in (Power.RUNNING, Power.PAUSED) and uuid in self._off:
             self._off[uuid].set()
-        if uuid not in self._quiet:
-            task = asyncio.create_task(self._report_change(uuid))
-            self._reports.add(task)
-            task.add_done_callback(self._reports.discard)
+        if uuid in self._quiet:
+            self._quiet[uuid].last = state
+        else:
+            self._look_and_report(uuid)
 
-    async def _report_change(self, uuid: str) -> None:
-        """Report what is so now: an event that has been overtaken is worth nothing."""
+    def _look_and_report(self, uuid: str, known: int | None = None) -> None:
+        task = asyncio.create_task(self._report_change(uuid, known))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report_change(self, uuid: str, known: int | None) -> None:
+        """Report what is so now, unless it is ``known``: an event that was overtaken is worth nothing."""
         try:
-            await self._report(await self._look(uuid))
+            seen = await self._look(uuid)
+            if seen.power_state != known:
+                await self._report(seen)
         except Exception:
             log.error("power change not reported; the next look will tell", instance=uuid, exc_info=True)

@@ -1,8 +1,7 @@
 """What an agent has done already, for the verbs that must not happen twice.
 
-Most verbs converge, so a repeat is harmless; a reboot is not.  Its command id is written down before the
-guest is touched and its result after: a repeat gets the result, and a repeat of one that was interrupted
-does it again.
+Most verbs converge, so a repeat is harmless; a reboot is not.  Its result is written down under its command
+id as soon as it is done: a repeat gets the result, and a repeat of one that was interrupted does it again.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from kilonova.clock import SECOND, Clock
 from kilonova.rpc.messages import Observed
 
 KEEP = 7 * 24 * 3600 * SECOND
+AHEAD = 60 * SECOND  # for how long generations are set aside at a time
 
 
 class Ledger:
@@ -29,6 +29,7 @@ class Ledger:
             "CREATE TABLE IF NOT EXISTS done "
             "(command TEXT PRIMARY KEY, result BLOB NOT NULL, at INTEGER NOT NULL)"
         )
+        self._connection.execute("CREATE TABLE IF NOT EXISTS generations (until INTEGER NOT NULL)")
         self._connection.execute("DELETE FROM done WHERE at < ?", (clock.now() - KEEP,))
 
     def result(self, command: str) -> Observed | None:
@@ -42,18 +43,31 @@ class Ledger:
             (command, msgspec.json.encode(result), self._clock.now()),
         )
 
+    def generations_until(self) -> int:
+        """No generation above this one was ever given out."""
+        row = self._connection.execute("SELECT max(until) FROM generations").fetchone()
+        return row[0] or 0
+
+    def set_generations_aside(self, until: int) -> None:
+        self._connection.execute("INSERT INTO generations VALUES (?)", (until,))
+        self._connection.execute("DELETE FROM generations WHERE until < ?", (until,))
+
     def close(self) -> None:
         self._connection.close()
 
 
 class Generations:
-    """Numbers that rise with every observation, also over restarts of the agent: the time in
-    microseconds, and never the same twice."""
+    """Numbers that rise with every observation, also over restarts of the agent and of its clock: the time
+    in microseconds where that is higher than the last one."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, ledger: Ledger) -> None:
         self._clock = clock
-        self._last = 0
+        self._ledger = ledger
+        self._last = self._until = ledger.generations_until()
 
     def next(self) -> int:
         self._last = max(self._last + 1, self._clock.now())
+        if self._last > self._until:
+            self._until = self._last + AHEAD
+            self._ledger.set_generations_aside(self._until)
         return self._last

@@ -183,8 +183,18 @@ async def _resume(run: Run) -> Done:
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:
     """Everything is undone; the server stays to tell why, unless a delete comes after us."""
     if not error.cancelled:
-        fault = fault_of(error, run.cloud.clock.now())
+        fault = fault_of(_with_all_tried(run, error), run.cloud.clock.now())
         apply(tx, run, {"vm_state": Vm.ERROR, "task_state": None, "fault": fault})
+
+
+def _with_all_tried(run: Run, error: StoredError) -> StoredError:
+    """When the last of several hosts has failed, the user hears of all of them."""
+    tried: dict[str, str] = run.action.outputs.get("tried", {})
+    if not tried or error.reasons or error.kind != HostFault.__name__:
+        return error
+    reasons = {**tried, str(error.host): error.message}
+    message = f"Exceeded maximum number of retries: {len(reasons)} hosts were tried."
+    return msgspec.structs.replace(error, message=message, reasons=reasons)
 
 
 def _rounds(run: Run) -> int:

@@ -46,6 +46,10 @@ def apply(tx: Tx, run: Run, changes: dict[str, Any]) -> None:
             run.known["instance"] = msgspec.structs.replace(run.known["instance"], **changes)
     if observed is not None:
         instances.observe(tx, run.instance_uuid, observed.power_state, observed.generation)
+    if "task_state" in changes and changes["task_state"] is None:
+        from kilonova.operations import power  # which submits a stop, whose steps are made with this module
+
+        power.after_operation(tx, run.cloud, run.instance_uuid)
 
 
 def command(run: Run, step: str) -> Command:

@@ -1,0 +1,88 @@
+"""More hosts for a fake cloud in this process, each with a hypervisor, a switch and an agent of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from kilonova.agent.agent import Agent
+from kilonova.agent.ledger import Ledger
+from kilonova.app import EmbeddedCloud, new_uuid
+from kilonova.model.host import Inventory
+from kilonova.model.port import Vif
+from kilonova.operations import power
+from kilonova.vif.null import NullPlugger
+from kilonova.virt.fake.driver import FakeDriver
+
+
+@dataclass
+class SimulatedHost:
+    name: str
+    compute_id: str
+    driver: FakeDriver
+    plugger: NullPlugger
+    agent: Agent
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of any guest is here."""
+        return not self.driver.guest_file.everything() and not self.plugger.plugged()
+
+
+def first_host(cloud: EmbeddedCloud) -> SimulatedHost:
+    """The host that a fake cloud has by itself."""
+    parts, agent = cloud.host, cloud.agent
+    assert parts is not None and agent is not None
+    assert isinstance(parts.driver, FakeDriver) and isinstance(parts.plugger, NullPlugger)
+    return SimulatedHost(parts.driver._host, parts.driver._compute_id, parts.driver, parts.plugger, agent)
+
+
+@contextlib.asynccontextmanager
+async def simulated_hosts(
+    cloud: EmbeddedCloud, *names: str, memory_mb: int = 1_000_000
+) -> AsyncIterator[list[SimulatedHost]]:
+    """Hosts that have registered; each has less memory than the one before, so that it is chosen later."""
+    made = []
+    for number, name in enumerate(names):
+        made.append(await _add(cloud, name, memory_mb - 1000 * number))
+    alive = [asyncio.create_task(cloud._report_alive(await each.driver.report())) for each in made]
+    try:
+        yield made
+    finally:
+        for task in alive:
+            task.cancel()
+        await asyncio.gather(*alive, return_exceptions=True)
+        for each in made:
+            await each.agent.shut_down_agent()
+
+
+async def _add(cloud: EmbeddedCloud, name: str, memory_mb: int) -> SimulatedHost:
+    async def plugged(vif: Vif) -> None:
+        await cloud.network.port_up(vif.port_id, name)
+
+    path = cloud.state.private("agent") / name
+    path.mkdir(exist_ok=True)
+    kept = path / "compute_id"
+    if not kept.exists():
+        kept.write_text(new_uuid())
+    capacity = {
+        "VCPU": Inventory(total=1000),
+        "MEMORY_MB": Inventory(total=memory_mb),
+        "DISK_GB": Inventory(total=100_000),
+    }
+    driver = FakeDriver(name, kept.read_text(), path, cloud.clock, capacity)
+    plugger = NullPlugger(plugged)
+    agent = Agent(
+        driver,
+        plugger,
+        cloud.image,
+        Ledger(path / "ledger.db", cloud.clock),
+        cloud.clock,
+        lambda report: power.observed(cloud.cloud, report),
+    )
+    report = await agent.start_up()
+    await cloud.register(report)
+    cloud.hosts.add(name, agent)
+    return SimulatedHost(name, report.compute_id, driver, plugger, agent)
