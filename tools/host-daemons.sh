@@ -38,7 +38,11 @@ start() { # start DAEMON: in the background, with its pid in a file
     local pid_file=$NOTES/$1.pid
     rm -f "$pid_file"
     case $1 in
-        virtlogd | libvirtd) "$1" --daemon --pid-file "$pid_file" ;;
+        virtlogd) virtlogd --daemon --pid-file "$pid_file" ;;
+        libvirtd)
+            give_kvm
+            libvirtd --daemon --pid-file "$pid_file"
+            ;;
         ovsdb-server)
             mkdir -p /run/openvswitch "${DATABASE%/*}"
             [[ -e $DATABASE ]] || ovsdb-tool create "$DATABASE"
@@ -53,6 +57,15 @@ start() { # start DAEMON: in the background, with its pid in a file
             ln -sf /run/openvswitch/ovs-vswitchd.pid "$pid_file"
             ;;
     esac
+}
+
+give_kvm() { # as udev does where there is one: QEMU's user may use /dev/kvm
+    # While libvirtd may and QEMU's user may not, libvirt never believes what it found out about QEMU, and
+    # asks it all again at each start of a guest: half a minute.
+    [[ -e /dev/kvm ]] && getent group kvm >/dev/null || return 0
+    [[ $(stat -c %G:%a /dev/kvm) == root:600 ]] || return 0 # somebody else has cared for it
+    chgrp kvm /dev/kvm
+    chmod 660 /dev/kvm
 }
 
 birth() { # birth PID: when it was started; with the pid it names a process for ever
@@ -85,12 +98,17 @@ up() {
     done
 }
 
+stop() { # stop DAEMON PID; a switch takes its devices along
+    [[ $1 == ovs-vswitchd ]] && ovs-appctl --timeout=20 -t ovs-vswitchd exit --cleanup && return
+    kill "$2"
+}
+
 down() {
     local number daemon pid tries
     for ((number = ${#ALL[@]} - 1; number >= 0; number--)); do
         daemon=${ALL[number]}
         if pid=$(ours "$daemon"); then
-            kill "$pid"
+            stop "$daemon" "$pid"
             for ((tries = 0; tries < 200; tries++)); do
                 ours "$daemon" >/dev/null || break
                 sleep 0.05

@@ -151,7 +151,7 @@ def _follow_console(client: DemoClient, uuid: str) -> None:
         answer = client.call("compute", "POST", f"/servers/{uuid}/action", {"os-getConsoleOutput": {}})
         lines = [line.rstrip("\r") for line in answer["output"].split("\n")]
         for line in lines[seen:-1]:
-            console.print(f"  [dim]│[/] {escape(line)}", highlight=False)
+            console.print(f"  [dim]│[/] {escape(line)}", highlight=False, soft_wrap=True)
         seen = max(len(lines) - 1, seen)
         if any(line.startswith("kn: ") and line.endswith(" ready") for line in lines):
             return
@@ -181,7 +181,8 @@ def _fetch_page(name_space: str, address: str) -> None:
 def _farewell(state_dir: Path, name: str) -> None:
     text = (
         f"source {Path(sys.executable).parent}/activate\n"
-        f"export OS_CLIENT_CONFIG_FILE={state_dir}/clouds.yaml OS_CLOUD=kilonova\n"
+        f"export OS_CLIENT_CONFIG_FILE={state_dir}/clouds.yaml\n"
+        "export OS_CLOUD=kilonova\n"
         "openstack server list\n"
         f"openstack console log show {name}\n"
         f"openstack server event list {name}"
