@@ -90,6 +90,7 @@ class _Wanted(msgspec.Struct, frozen=True):
 
     equal: dict[str, str]
     effective: bool
+    subtree: bool
 
 
 def _read_wanted(call: Call) -> _Wanted:
@@ -117,7 +118,10 @@ def _read_wanted(call: Call) -> _Wanted:
     effective = call.flag("effective")
     if effective and equal.get("actor_type") == "group":
         raise Invalid("Combining effective and group filter will always result in an empty list.")
-    return _Wanted(equal, effective)
+    subtree = call.flag("include_subtree")
+    if subtree and equal.get("target_type") != "project":
+        raise Invalid("scope.project.id must be specified if include_subtree is also specified.")
+    return _Wanted(equal, effective, subtree)
 
 
 async def list_all(call: Call) -> Response:
@@ -134,8 +138,26 @@ async def list_all(call: Call) -> Response:
     return call.listing("role_assignments", await call.identity.db.read(look))
 
 
+def _listed(tx: Tx, wanted: _Wanted, equal: dict[str, str]) -> list[Assignment]:
+    """The assignments whose fields are as given; with those on projects below the one, if so wanted."""
+    if not wanted.subtree:
+        return identity_roles.list_assignments(tx, **equal)
+    projects = _subtree(tx, equal["target_id"])
+    elsewhere = {name: value for name, value in equal.items() if name != "target_id"}
+    return [each for each in identity_roles.list_assignments(tx, **elsewhere) if each.target_id in projects]
+
+
+def _subtree(tx: Tx, project_id: str) -> set[str]:
+    found, waiting = {project_id}, [project_id]
+    while waiting:
+        below = {each.id for each in records.select_all(tx, Project, {"parent_id": waiting.pop()})} - found
+        found |= below
+        waiting.extend(below)
+    return found
+
+
 def _direct(tx: Tx, wanted: _Wanted) -> list[Assignment]:
-    return identity_roles.list_assignments(tx, **wanted.equal)
+    return _listed(tx, wanted, wanted.equal)
 
 
 def _effective(tx: Tx, wanted: _Wanted) -> list[Assignment]:
@@ -144,7 +166,7 @@ def _effective(tx: Tx, wanted: _Wanted) -> list[Assignment]:
     implied = identity_roles.implied(tx)
     members: dict[str, list[str]] = {}
     found: set[Assignment] = set()
-    for each in identity_roles.list_assignments(tx, **target):
+    for each in _listed(tx, wanted, target):
         users = [each.actor_id]
         if each.actor_type == "group":
             if each.actor_id not in members:

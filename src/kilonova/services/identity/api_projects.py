@@ -22,7 +22,7 @@ from kilonova.web.json import JsonResponse
 
 async def index(call: Call) -> Response:
     call.need_reader("identity:list_projects")
-    wanted = listing.read_filter(call, "name", "domain_id", "parent_id", "enabled")
+    wanted = listing.read_filter(call, "name", "domain_id", "parent_id", "enabled", "tags")
     # A domain is no project here, so there are none that act as one.
     none = "is_domain" in call.request.query_params and call.flag("is_domain")
     found = [] if none else await call.identity.db.read(lambda tx: wanted.select(tx, Project))
@@ -71,18 +71,20 @@ def _columns(fields: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-async def show(call: Call) -> Response:
+def visible(tx: Tx, call: Call, what: str) -> Project:
+    """The project in the path.
+
+    Raises NotFound, and Forbidden for one that is not the caller's, whether there is one or not.
+    """
     id = call.part("id")
+    own = call.context.project_id == id or id in identity_roles.targets(tx, call.context.user_id, "project")
+    if not own and not call.reads_all:
+        raise Forbidden(NOT_ALLOWED.format(what=what))
+    return records.show(tx, Project, id)
 
-    def look(tx: Tx) -> Project:
-        own = call.context.project_id == id or id in identity_roles.targets(
-            tx, call.context.user_id, "project"
-        )
-        if not own and not call.reads_all:
-            raise Forbidden(NOT_ALLOWED.format(what="identity:get_project"))
-        return records.show(tx, Project, id)
 
-    found = await call.identity.db.read(look)
+async def show(call: Call) -> Response:
+    found = await call.identity.db.read(lambda tx: visible(tx, call, "identity:get_project"))
     return JsonResponse({"project": views.project(call, found)})
 
 

@@ -60,6 +60,10 @@ class RoleBody(Body, kw_only=True):
     domain_id: Id | UnsetType | None = UNSET
 
 
+class TagsBody(msgspec.Struct):
+    tags: Tags
+
+
 class PasswordBody(msgspec.Struct):
     password: Password
     original_password: Password
