@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from kilonova.clock import Clock, SystemClock
 from kilonova.db.engine import Database
@@ -22,6 +23,14 @@ from kilonova.testing.clock import VirtualClock
 # The machine is noisy: how long one example takes says nothing.
 hypothesis.settings.register_profile("kilonova", deadline=None)
 hypothesis.settings.load_profile("kilonova")
+
+# By itself structlog prints the variables of every frame with a traceback, which takes it many seconds.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 def _postgresql_bin() -> Path | None:

@@ -10,8 +10,10 @@ from typing import TypeVar
 import click
 
 from kilonova.clock import SystemClock
-from kilonova.db.engine import Tx
+from kilonova.db.engine import DatabaseUnavailable, Tx
+from kilonova.db.schema import check_revision
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.errors import KilonovaError
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ state_dir_option = click.option(
 
 
 def run(state_dir: Path, fn: Callable[[Tx], T], *, write: bool = False) -> T:
-    """The result of one transaction.  Raises ClickException where there is no cloud."""
+    """The result of one transaction.  Raises ClickException where there is no cloud that can be read."""
     path = state_dir / "kilonova.db"
     if not path.exists():
         raise click.ClickException(f"There is no cloud in {state_dir}: start one with `kilonova up`.")
@@ -33,8 +35,12 @@ def run(state_dir: Path, fn: Callable[[Tx], T], *, write: bool = False) -> T:
     async def go() -> T:
         db = SqliteDatabase(path, SystemClock())
         try:
+            await db.read(check_revision)
             return await (db.write(fn) if write else db.read(fn))
         finally:
             await db.close()
 
-    return asyncio.run(go())
+    try:
+        return asyncio.run(go())
+    except (KilonovaError, DatabaseUnavailable) as error:
+        raise click.ClickException(str(error)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import bindparam, select
 
@@ -70,17 +71,19 @@ def explain(server: str, state_dir: Path) -> None:
     story = run(state_dir, lambda tx: find(tx, server))
     console = Console()
     instance, action = story.instance, story.action
-    console.print(f"[bold]{instance.display_name}[/] ({instance.uuid}) is {instance.vm_state}.")
+    console.print(f"[bold]{escape(instance.display_name)}[/] ({instance.uuid}) is {instance.vm_state}.")
     if action is None:
         console.print("Nothing is known of how it was placed.")
         return
     if action.error is not None:
-        console.print(f"Its creation failed in the step '{action.error.step}': {action.error.message}")
+        console.print(
+            f"Its creation failed in the step '{action.error.step}': {escape(action.error.message)}"
+        )
     hosts = verdicts(action)
     if not hosts:
         console.print("No host has been looked at yet." if action.open else "There was no host to look at.")
         return
     shown = Table("host", "verdict")
     for host, verdict in hosts.items():
-        shown.add_row(host, verdict)
+        shown.add_row(escape(host), escape(verdict))
     console.print(shown)

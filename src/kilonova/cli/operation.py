@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kilonova.cli.database import run, state_dir_option
 from kilonova.clock import SystemClock, iso_z
-from kilonova.errors import Refused
 from kilonova.journal import attention
 
 
@@ -29,23 +29,19 @@ def list_open(state_dir: Path) -> None:
     for row in rows:
         step = row.plan[row.cursor] if 0 <= row.cursor < len(row.plan) else ""
         why = row.why or (row.error.message if row.error else "")
-        shown.add_row(
-            str(row.id), row.operation, row.instance_uuid, row.state, step, iso_z(row.start_time), why
-        )
+        since = iso_z(row.start_time)
+        shown.add_row(str(row.id), row.operation, row.instance_uuid, row.state, step, since, escape(why))
     Console().print(shown)
 
 
 def _resolve(state_dir: Path, action_id: int, verb: str) -> None:
     now = SystemClock().now()
-    try:
-        run(state_dir, lambda tx: attention.resolve(tx, action_id, verb, getpass.getuser(), now), write=True)
-    except Refused as error:
-        raise click.ClickException(str(error)) from error
+    run(state_dir, lambda tx: attention.resolve(tx, action_id, verb, getpass.getuser(), now), write=True)
     click.echo(f"Operation {action_id}: {verb}.")
 
 
 @operation.command()
-@click.argument("action_id", type=int)
+@click.argument("action_id", type=click.IntRange(1, 2**63 - 1))
 @state_dir_option
 def retry(action_id: int, state_dir: Path) -> None:
     """Try the failing step again."""
@@ -53,7 +49,7 @@ def retry(action_id: int, state_dir: Path) -> None:
 
 
 @operation.command()
-@click.argument("action_id", type=int)
+@click.argument("action_id", type=click.IntRange(1, 2**63 - 1))
 @state_dir_option
 def skip(action_id: int, state_dir: Path) -> None:
     """Go on as if the failing step had succeeded: you have done it by hand."""
@@ -61,7 +57,7 @@ def skip(action_id: int, state_dir: Path) -> None:
 
 
 @operation.command()
-@click.argument("action_id", type=int)
+@click.argument("action_id", type=click.IntRange(1, 2**63 - 1))
 @state_dir_option
 def abandon(action_id: int, state_dir: Path) -> None:
     """End the operation: undo no more, and leave the server as a failure of it does."""

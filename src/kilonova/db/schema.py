@@ -48,6 +48,15 @@ async def bring_up(db: Database) -> None:
         tx.run(insert(schema_version).values(revision=REVISION))
         return REVISION
 
-    found = await db.write(make)
+    _check(await db.write(make))
+
+
+def check_revision(tx: Tx) -> None:
+    """Raises Failed for a database of another release, or of none."""
+    found = tx.scalar(_FOUND["sqlite"]) and tx.scalar(select(schema_version.c.revision))
+    _check(str(found or "none"))
+
+
+def _check(found: str) -> None:
     if found != REVISION:
         raise Failed(f"The database is at schema {found} and this release needs {REVISION}.")

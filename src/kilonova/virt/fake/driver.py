@@ -37,6 +37,13 @@ class Faults:
     def add(self, verb: str, error: Exception, times: int = 1) -> None:
         self._queues[verb].extend([error] * times)
 
+    def left(self, verb: str) -> int:
+        """How many that were ordered have not happened yet."""
+        return len(self._queues[verb])
+
+    def mend(self, verb: str) -> None:
+        self._queues[verb].clear()
+
     def hold(self, verb: str) -> None:
         self._gates[verb] = asyncio.Event()
 
@@ -125,6 +132,8 @@ class FakeDriver:
         state = self.guest_file.state(guest.uuid)
         if state is None:
             raise HostFault(f"The disks of guest {guest.uuid} are not on this host.")
+        if state == Power.PAUSED and not paused:
+            self.guest_file.put(guest.uuid, Power.RUNNING)
         if state in (Power.RUNNING, Power.PAUSED):
             return
         self._vifs[guest.uuid] = guest
@@ -134,18 +143,18 @@ class FakeDriver:
 
     async def resume(self, uuid: str) -> None:
         await self._do("resume")
-        self._must_exist(uuid)
+        if self._must_exist(uuid) not in (Power.RUNNING, Power.PAUSED):
+            raise HostFault(f"Guest {uuid} is off and cannot go on; start it.")
         self.guest_file.put(uuid, Power.RUNNING)
 
     async def request_shutdown(self, uuid: str) -> None:
         await self._do("request_shutdown")
-        if uuid not in self.ignores_shutdown:
+        if self.guest_file.state(uuid) == Power.RUNNING and uuid not in self.ignores_shutdown:
             self.turn_off(uuid)
 
     async def request_reboot(self, uuid: str) -> bool:
         await self._do("request_reboot")
-        self._must_exist(uuid)
-        if uuid in self.ignores_shutdown:
+        if self._must_exist(uuid) != Power.RUNNING or uuid in self.ignores_shutdown:
             return False
         self.guest_file.put(uuid, Power.RUNNING, started_at=self._clock.now())
         return True
@@ -170,6 +179,9 @@ class FakeDriver:
         starts, at = self.guest_file.starts(uuid)
         lines = [f"fake guest {uuid}", f"started {starts} times, last at {iso_z(at)}", "login: "]
         return "\n".join(lines).encode()[-limit:]
+
+    async def remove_unused_images(self, age: float) -> list[str]:
+        return []  # images are not fetched
 
     async def diagnostics(self, uuid: str) -> Diagnostics:
         await self._do("diagnostics")

@@ -1,0 +1,114 @@
+"""``kilonova explain``: each host that was looked at, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from kilonova.app import EmbeddedCloud
+from kilonova.db import hosts
+from kilonova.errors import HostFault
+from kilonova.operations import create, delete
+from kilonova.operations.requests import CreateServer
+from kilonova.testing.embedded import embedded, fake_driver, member, settled
+from kilonova.testing.simulated_hosts import simulated_hosts
+from tests.unit.cli.conftest import Command, rows
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "DEFAULT": {"host": "h1"},
+    "fake": {"vcpus": 4, "memory_mb": 2_000_000, "disk_gb": 100},
+}
+
+
+@asynccontextmanager
+async def running(tmp_path: Path) -> AsyncIterator[EmbeddedCloud]:
+    """Three hosts, chosen in the order of their names."""
+    async with (
+        embedded(tmp_path / "state", **OPTIONS) as cloud,
+        simulated_hosts(cloud, "h2", "h3"),
+    ):
+        yield cloud
+
+
+async def boot(cloud: EmbeddedCloud, name: str = "s", **more: Any) -> str:
+    request = CreateServer(name=name, flavor_id="42", image_id=cloud.example_image, **more)
+    (made,) = await create.submit(cloud.cloud, member(cloud), request)
+    await settled(cloud, made.uuid)
+    return made.uuid
+
+
+async def disable(cloud: EmbeddedCloud, host: str, reason: str) -> None:
+    now = cloud.clock.now()
+    await cloud.db.write(lambda tx: hosts.set_disabled(tx, host, True, reason, now))
+    cloud.scheduler.forget()
+
+
+async def test_the_host_that_was_chosen_and_those_that_were_not(tmp_path: Path, command: Command) -> None:
+    async with running(tmp_path) as cloud:
+        await disable(cloud, "h1", "two fans")
+        uuid = await boot(cloud)
+        told = await command("explain", uuid)
+        assert told.startswith(f"s ({uuid}) is active.\n")
+        assert rows(told) == [["h1", "disabled (two fans)"], ["h2", "chosen"]]
+    assert rows(await command("explain", uuid)) == rows(told)  # and when the cloud is down
+
+
+async def test_when_no_host_would_do(tmp_path: Path, command: Command) -> None:
+    async with running(tmp_path) as cloud:
+        await disable(cloud, "h2", "[red]paint[/red]")  # no markup of ours
+        fake_driver(cloud).faults.add("start", HostFault("no [memory]"))
+        uuid = await boot(cloud, host="h1")
+        told = await command("explain", uuid)
+    assert "is error.\nIts creation failed in the step 'place': No valid host was found." in told
+    assert rows(told) == [
+        ["h1", "it failed there: no [memory]"],
+        ["h2", "the host 'h1' was asked for"],
+        ["h3", "the host 'h1' was asked for"],
+    ]
+
+
+async def test_hosts_that_were_tried(tmp_path: Path, command: Command) -> None:
+    async with running(tmp_path) as cloud:
+        driver = fake_driver(cloud)
+        driver.faults.add("start", HostFault("no [memory]"), times=2)
+        uuid = await boot(cloud, "[/bold] of [blue]")
+        told = await command("explain", uuid)
+        assert told.startswith(f"[/bold] of [blue] ({uuid}) is active.\n")
+        assert rows(told) == [["h1", "tried, failed: no [memory]"], ["h2", "chosen"]]
+        forced = await boot(cloud, availability_zone="nova:h1")
+        told = await command("explain", forced)
+    assert "failed in the step 'start': no [memory]" in told
+    assert rows(told) == [["h1", "tried, failed: no [memory]"]]
+
+
+async def test_names_mean_the_newest_server_of_that_name(tmp_path: Path, command: Command) -> None:
+    async with running(tmp_path) as cloud:
+        await boot(cloud, "web")
+        second = await boot(cloud, "web")
+        assert f"({second})" in await command("explain", "web")
+        await delete.submit(cloud.cloud, member(cloud), second)
+        await settled(cloud, second)
+        told = await command("explain", second)
+        assert "is deleted." in told and rows(told) == [["h1", "chosen"]]
+        assert "There is no server 'none'." in await command("explain", "none", fails=True)
+
+
+async def test_without_any_host(tmp_path: Path, command: Command) -> None:
+    async with embedded(tmp_path / "state", **OPTIONS) as cloud:
+        await cloud.db.write(lambda tx: hosts.remove(tx, "h1"))
+        cloud.scheduler.forget()
+        uuid = await boot(cloud)
+    told = await command("explain", uuid)
+    assert "No valid host was found: there is none at all." in told
+    assert told.endswith("There was no host to look at.\n")
+
+
+async def test_while_it_is_being_placed(tmp_path: Path, command: Command) -> None:
+    async with embedded(tmp_path / "state", **OPTIONS) as cloud:
+        cloud.runner._stopping = True  # nobody takes it up
+        request = CreateServer(name="s", flavor_id="42", image_id=cloud.example_image)
+        (made,) = await create.submit(cloud.cloud, member(cloud), request)
+        assert (await command("explain", made.uuid)).endswith("No host has been looked at yet.\n")
+        cloud.runner._stopping = False
