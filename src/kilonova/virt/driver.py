@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from kilonova.model.host import HostReport
-from kilonova.model.instance import ImageMeta
 from kilonova.rpc.messages import Diagnostics, GuestSpec
 
 
@@ -44,38 +43,50 @@ class Driver(Protocol):
         """The power state of every guest of ours on this host, by uuid."""
 
     async def prepare(self, guest: GuestSpec, images: ImageSource) -> None:
-        """Disks and config drive.  What is there already and right is kept."""
+        """Disks and config drive.  What is there already and right is kept.
+
+        Raises Failed for an image or a flavor that no host can use, HostFault, Unreachable.
+        """
 
     async def discard(self, uuid: str) -> None:
         """Remove all files of a guest."""
 
     async def start(self, guest: GuestSpec, *, paused: bool) -> None:
-        """Define the guest as ``guest`` says and start it; nothing happens if it runs already."""
+        """Define the guest as ``guest`` says and start it.
 
-    async def resume(self, uuid: str) -> None: ...
+        One that runs already is left alone; one that is paused goes on, unless ``paused``.
+        Raises HostFault if it was not prepared or does not start.
+        """
+
+    async def resume(self, uuid: str) -> None:
+        """Let a paused guest go on.  Raises NotFound, and HostFault if it is off."""
 
     async def request_shutdown(self, uuid: str) -> None:
-        """Press the power button (ACPI).  Returns at once."""
+        """Press the power button (ACPI).  Returns at once; a guest that is off, or none, is no error."""
 
     async def request_reboot(self, uuid: str) -> bool:
-        """Ask the guest to restart itself and wait until it has; False if it did not in time."""
+        """Ask the guest to restart itself and wait until it has; False if it did not in time, or is off.
+
+        Raises NotFound.
+        """
 
     async def power_off(self, uuid: str) -> None:
-        """End the guest at once; its definition stays."""
+        """End the guest at once; its definition stays.  A guest that is off, or none, is no error."""
 
     async def undefine(self, uuid: str) -> None:
-        """End the guest if it runs and forget its definition."""
+        """End the guest if it runs and forget its definition; its files stay."""
 
     async def power_state(self, uuid: str) -> int:
         """0 if there is no such guest."""
 
-    async def console_output(self, uuid: str, limit: int) -> bytes: ...
+    async def console_output(self, uuid: str, limit: int) -> bytes:
+        """At most the last ``limit`` bytes of its serial console.  Raises NotFound."""
 
-    async def diagnostics(self, uuid: str) -> Diagnostics: ...
+    async def diagnostics(self, uuid: str) -> Diagnostics:
+        """Raises NotFound."""
 
+    async def remove_unused_images(self, age: float) -> list[str]:
+        """Forget cached images that no guest uses and nobody has asked for in ``age`` seconds.
 
-class ImageCache(Protocol):
-    """Images kept on a host so that the next guest of the same image starts at once."""
-
-    async def ensure(self, image: ImageMeta, images: ImageSource) -> str:
-        """The path of the image on this host, fetched if need be."""
+        Gives the names of what was removed.
+        """

@@ -35,6 +35,7 @@ async def write(content: dict[str, bytes], path: Path, form: str, threads: Threa
     draft = path.with_name(path.name + ".new")
     try:
         await threads.run(lambda: _lay_out(content, tree))
+        await threads.run(lambda: _secret(draft))
         if form == "vfat":
             await _vfat(tree, draft, content)
         else:
@@ -64,18 +65,24 @@ def _lay_out(content: dict[str, bytes], tree: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     for directory, _, files in os.walk(tree, topdown=False):
-        for each in files:
-            (Path(directory) / each).chmod(0o644)
+        for each in (*files, "."):
             os.utime(Path(directory) / each, (DATE, DATE))
-        Path(directory).chmod(0o755)
-        os.utime(directory, (DATE, DATE))
+
+
+def _secret(draft: Path) -> None:
+    """The empty file, before anything is in it that others should not read."""
+    draft.unlink(missing_ok=True)
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 async def _iso(tree: Path, draft: Path) -> None:
-    """Rock Ridge for Linux, Joliet for Windows."""
+    """Rock Ridge for Linux, Joliet for Windows; everybody in the guest may read.
+
+    By xorriso, since genisoimage puts the time of day into it.
+    """
     await programs.run(
-        "genisoimage", "-quiet", "-output", str(draft), "-ldots", "-allow-lowercase", "-allow-multidot", "-l",
-        "-publisher", "Kilonova", "-J", "-rational-rock", "-V", LABEL, str(tree),
+        "xorriso", "-as", "mkisofs", "-quiet", "-o", str(draft), "-J", "-r", "-V", LABEL,
+        "-publisher", "Kilonova", str(tree),
         environment=_ENVIRONMENT,
     )  # fmt: skip
 
@@ -83,8 +90,7 @@ async def _iso(tree: Path, draft: Path) -> None:
 async def _vfat(tree: Path, draft: Path, content: dict[str, bytes]) -> None:
     size = sum(map(len, content.values()))
     sectors = max(VFAT_LEAST, size * 2 + (1 << 20)) // 512
-    with draft.open("wb") as file:
-        file.truncate(sectors * 512)
+    os.truncate(draft, sectors * 512)
     image = ("-i", str(draft))
     await programs.run(
         "mformat", *image, "-T", str(sectors), "-h", "16", "-s", "63", "-v", LABEL, "-N", "4b4e4344", "::",

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from kilonova.clock import Clock
-from kilonova.errors import Failed, TryAgain, Unreachable
+from kilonova.errors import KilonovaError, TryAgain, Unreachable
 from kilonova.virt.libvirt import binding
 from kilonova.virt.libvirt.faults import translated, words
 from kilonova.virt.libvirt.threads import Threads, finished
@@ -38,6 +38,27 @@ class Listener(Protocol):
         """libvirtd is there again.  Raises TryAgain."""
 
 
+class _Link:
+    """One virConnect, and what is registered with it."""
+
+    def __init__(self, connect: Any, events: list[int]) -> None:
+        self.connect = connect
+        self._events = events
+
+    def is_alive(self) -> bool:
+        return bool(self.connect.isAlive())
+
+    def let_go(self, libvirt: Any) -> None:
+        """Registered callbacks hold the connection open: they go first."""
+        try:
+            for event in self._events:
+                self.connect.domainEventDeregisterAny(event)
+            self.connect.unregisterCloseCallback()
+            self.connect.close()
+        except libvirt.libvirtError as error:
+            log.debug("the connection to libvirtd was gone already", error=words(error))
+
+
 class Connection:
     """One connection of one process to its hypervisor."""
 
@@ -47,9 +68,10 @@ class Connection:
         self._clock = clock
         self._threads = Threads("libvirt-call", THREADS)
         self._opener = Threads("libvirt-open", 1)
-        self._link: Any = None
-        self._opening: asyncio.Task[Any] | None = None
+        self._link: _Link | None = None
+        self._opening: asyncio.Task[_Link] | None = None
         self._return: asyncio.Task[None] | None = None
+        self._gone = False
         self._closed = False
 
     async def open(self) -> None:
@@ -66,7 +88,7 @@ class Connection:
                 await asyncio.wait({task})
         link, self._link = self._link, None
         if link is not None:
-            job = self._opener.submit(lambda: self._let_go(link))
+            job = self._opener.submit(lambda: link.let_go(self.libvirt))
             await asyncio.wait({asyncio.wrap_future(job)}, timeout=5)
         self._threads.close()
         self._opener.close()
@@ -79,29 +101,26 @@ class Connection:
         """
         link = await self._alive()
         try:
-            return await finished(self._threads.submit(lambda: work(link)))
+            return await finished(self._threads.submit(lambda: work(link.connect)))
         except self.libvirt.libvirtError as error:
-            raise translated(self.libvirt, error, alive=self._is_alive(link)) from error
+            raise translated(self.libvirt, error, alive=link.is_alive()) from error
 
     # ---- there and gone ----
 
-    def _is_alive(self, link: Any) -> bool:
-        try:
-            return bool(link.isAlive())
-        except self.libvirt.libvirtError:
-            return False
-
-    async def _alive(self) -> Any:
+    async def _alive(self) -> _Link:
         """A connection that works, as far as we know.  Raises Unreachable."""
-        if self._link is not None and self._is_alive(self._link):
-            return self._link
         if self._closed:
             raise TryAgain("The libvirt driver is closed.")
+        if self._link is not None:
+            if self._link.is_alive():
+                return self._link
+            self._lost()
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open_link(), name="libvirt-open")
+            self._opening.add_done_callback(_look_at)
         return await asyncio.shield(self._opening)
 
-    async def _open_link(self) -> Any:
+    async def _open_link(self) -> _Link:
         job = self._opener.submit(self._connect)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
@@ -118,46 +137,43 @@ class Connection:
             raise Unreachable(
                 f"libvirtd cannot be reached at {self._uri}: {words(error)}. Is it running?"
             ) from error
-        again = self._link is not None or self._return is not None
-        self._link = link
-        if again:
+        old, self._link = self._link, link
+        self._gone = False
+        if old is not None:
             log.info("libvirtd is back", uri=self._uri)
-            self._begin_return()
+            self._opener.submit(lambda: old.let_go(self.libvirt))
         return link
 
-    def _connect(self) -> Any:
+    def _connect(self) -> _Link:
         """Open, and register for events before anybody can ask for a guest: nothing falls in between."""
         libvirt = self.libvirt
         link = libvirt.open(self._uri)
-        link.setKeepAlive(*KEEPALIVE)
+        try:
+            link.setKeepAlive(*KEEPALIVE)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver without a daemon
+                raise
         link.registerCloseCallback(self._on_close, None)
-        for event, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
-        ):
+        events = [
             link.domainEventRegisterAny(None, event, callback, None)
-        return link
+            for event, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+            )
+        ]
+        return _Link(link, events)
 
     def _drop(self, job: Any) -> None:
         if not job.cancelled() and job.exception() is None:
-            self._let_go(job.result())
+            job.result().let_go(self.libvirt)
 
-    def _let_go(self, link: Any) -> None:
-        try:
-            link.unregisterCloseCallback()
-            link.close()
-        except self.libvirt.libvirtError as error:
-            log.info("the connection to libvirtd was gone already", error=words(error))
-
-    def _lost(self, link: Any) -> None:
-        self._opener.submit(lambda: self._let_go(link))
-        if link is not self._link or self._closed:
+    def _lost(self) -> None:
+        """Told by libvirt, or noticed by a call: some connection is closed, perhaps one that was replaced."""
+        if self._closed or self._gone or self._link is None or self._link.is_alive():
             return
+        self._gone = True
         log.warning("libvirtd is gone; guests run on", uri=self._uri)
         self._listener.lost()
-        self._begin_return()
-
-    def _begin_return(self) -> None:
         if self._return is None or self._return.done():
             self._return = asyncio.create_task(self._come_back(), name="libvirt-return")
 
@@ -171,15 +187,15 @@ class Connection:
                 return
             except TryAgain as error:
                 log.info("libvirtd is not back yet", error=str(error))
-            except Failed:
-                log.exception("libvirtd is back, but not usable")
+            except KilonovaError:
+                log.exception("libvirtd is back, but does not tell its guests")
             await self._clock.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     # ---- called by libvirt's event thread: hand over, and never call libvirt from here ----
 
     def _on_close(self, link: Any, reason: int, opaque: object) -> None:
-        self._tell(lambda: self._lost(link))
+        self._tell(self._lost)
 
     def _on_lifecycle(self, link: Any, domain: Any, event: int, detail: int, opaque: object) -> None:
         uuid = domain.UUIDString()
@@ -196,3 +212,9 @@ class Connection:
             self._loop.call_soon_threadsafe(news)
         except RuntimeError:
             log.debug("the event loop has ended before libvirt's events")
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """A failure that nobody waits for any more is no news."""
+    if not task.cancelled():
+        task.exception()

@@ -11,8 +11,11 @@ from pathlib import Path
 MOST_FILES = 10
 
 
-def tail(log: Path, limit: int) -> bytes:
-    """At most the last ``limit`` bytes, over as many of the files as that takes.  Raises OSError."""
+def tail(log: Path, limit: int) -> bytes | None:
+    """At most the last ``limit`` bytes, over as many of the files as that takes; None if there is no log.
+
+    Raises OSError.
+    """
     pieces: list[bytes] = []
     left = limit
     for path in (log, *(log.with_name(f"{log.name}.{number}") for number in range(MOST_FILES))):
@@ -26,7 +29,7 @@ def tail(log: Path, limit: int) -> bytes:
             break
         pieces.append(piece)
         left -= len(piece)
-    return b"".join(reversed(pieces))
+    return b"".join(reversed(pieces)) if pieces else None
 
 
 def _end(path: Path, limit: int) -> bytes:

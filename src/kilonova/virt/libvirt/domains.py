@@ -107,7 +107,9 @@ class Domains:
             state = self._state(domain)
             if state == Power.PAUSED and not paused:
                 domain.resume()
-            if state in (Power.RUNNING, Power.PAUSED):
+            if state == Power.SUSPENDED:  # asleep by its own doing
+                domain.pMWakeup(0)
+            if state in (Power.RUNNING, Power.PAUSED, Power.SUSPENDED):
                 return
             if state == Power.CRASHED:
                 domain.destroy()

@@ -55,8 +55,8 @@ class LibvirtDriver:
         self._instances = instances
         self._clock = clock
         self._threads = Threads("libvirt-files", FILE_THREADS)
-        self.images = ImageCache(instances / CACHE, clock, self._threads)
-        self._files = GuestFiles(instances, self.images, self._threads, options.config_drive_format)
+        self._images = ImageCache(instances / CACHE, compute_id, clock, self._threads)
+        self._files = GuestFiles(instances, self._images, self._threads, options.config_drive_format)
         self._watch = Watch(self._states)
         self._connection = Connection(options.connection_uri, self._watch, clock)
         self._domains = Domains(self._connection, compute_id)
@@ -161,14 +161,20 @@ class LibvirtDriver:
         return await self._domains.state(uuid)
 
     async def console_output(self, uuid: str, limit: int) -> bytes:
-        """Raises NotFound for a guest that is not defined."""
-        if await self._domains.state(uuid) == Power.NOSTATE:
-            raise NotFound(f"There is no guest {uuid} on this host.")
+        """Raises NotFound for a guest that was never started here.  Does not need libvirtd."""
         log_file = self._files.of(uuid) / CONSOLE
         try:
-            return await self._threads.run(lambda: console.tail(log_file, limit))
-        except PermissionError as error:
-            raise Failed(f"The console of guest {uuid} cannot be read: {error}. Run as root.") from error
+            output = await self._threads.run(lambda: console.tail(log_file, limit))
+        except OSError as error:
+            raise HostFault(f"The console of guest {uuid} cannot be read: {error}.") from error
+        if output is not None:
+            return output
+        if await self._domains.state(uuid) == Power.NOSTATE:
+            raise NotFound(f"There is no guest {uuid} on this host.")
+        return b""
+
+    async def remove_unused_images(self, age: float) -> list[str]:
+        return await self._images.remove_unused(age)
 
     async def diagnostics(self, uuid: str) -> Diagnostics:
         xml, stats = await self._domains.describe(uuid, wanted(self._connection.libvirt))
@@ -199,7 +205,7 @@ class LibvirtDriver:
     def _make_directories(self) -> None:
         instances = self._instances
         instances.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self.images.open()
+        self._images.open()
         if instances.stat().st_dev != (instances / CACHE).stat().st_dev:
             raise Failed(
                 f"{instances / CACHE} is on another file system than {instances}: guests hold links to "

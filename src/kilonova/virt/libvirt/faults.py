@@ -20,7 +20,8 @@ def words(error: Any) -> str:
 
 def translated(libvirt: Any, error: Any, *, alive: bool) -> KilonovaError:
     """The error to raise for one of libvirt's; ``alive`` says whether the connection still is."""
-    if not alive:
+    broken = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+    if not alive or broken:  # a connection in the middle of breaking may still say that it lives
         return TryAgain(f"libvirtd does not answer for the moment: {words(error)}")
     if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT:
         return TryAgain(f"libvirt is busy with this guest: {words(error)}")

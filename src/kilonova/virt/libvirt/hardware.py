@@ -21,6 +21,7 @@ CDROM_BUSES = ("ide", "sata", "scsi", "usb", "virtio")
 SCSI_MODELS = ("virtio-scsi", "lsilogic", "lsisas1068", "lsisas1078", "buslogic")
 VIF_MODELS = ("virtio", "e1000", "e1000e", "rtl8139", "ne2k_pci", "pcnet", "vmxnet3")
 VIDEO_MODELS = ("vga", "cirrus", "vmvga", "qxl", "virtio", "bochs", "none")
+MOST_SERIAL_PORTS = 4
 WATCHDOG_ACTIONS = ("disabled", "none", "pause", "poweroff", "reset")
 POINTERS = ("usbtablet", "ps2mouse")
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
@@ -33,6 +34,8 @@ _NOT_YET: tuple[tuple[str, str, frozenset[str], str], ...] = (
     ("hw:mem_page_size", "hw_mem_page_size", frozenset({"small", "any"}), "large pages"),
     ("hw:mem_encryption", "hw_mem_encryption", _FALSE, "encrypted memory"),
     ("hw:tpm_version", "hw_tpm_version", frozenset(), "a TPM"),
+    ("hw:locked_memory", "hw_locked_memory", _FALSE, "locked memory"),
+    ("hw:viommu_model", "hw_viommu_model", frozenset({"none"}), "an IOMMU"),
     ("hw:cpu_realtime", "hw_cpu_realtime", _FALSE, "real-time processors"),
     ("pci_passthrough:alias", "", frozenset(), "a device of the host"),
     ("accel:device_profile", "", frozenset(), "an accelerator"),
@@ -58,6 +61,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     windows: bool = False
     hide_hypervisor: bool = False
     pmu: bool | None = None
+    serial_ports: int = 1
     boot_menu: bool = False
 
 
@@ -149,6 +153,7 @@ def choose(properties: Mapping[str, str], flavor: Flavor, machine: Machine, *, v
         ),
         pmu=wishes.flag("pmu"),
         boot_menu=bool(wishes.flag("boot_menu")),
+        serial_ports=_serial_ports(wishes),
     )
 
 
@@ -205,6 +210,13 @@ def _watchdog(wishes: _Wishes) -> str | None:
     if action.lower() not in WATCHDOG_ACTIONS:
         _reject("hw_watchdog_action", action, f"one of {', '.join(WATCHDOG_ACTIONS)}")
     return action.lower()
+
+
+def _serial_ports(wishes: _Wishes) -> int:
+    count = wishes.number("serial_port_count") or 1
+    if count > MOST_SERIAL_PORTS:
+        raise Failed(f"The image or flavor asks for {count} serial ports; a PC has {MOST_SERIAL_PORTS}.")
+    return count
 
 
 def _pointer(wishes: _Wishes) -> str:

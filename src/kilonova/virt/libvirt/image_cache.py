@@ -59,8 +59,10 @@ class _Fetch:
 class ImageCache:
     """Files in one directory.  ``open`` before use."""
 
-    def __init__(self, directory: Path, clock: Clock, threads: Threads) -> None:
+    def __init__(self, directory: Path, owner: str, clock: Clock, threads: Threads) -> None:
+        """``owner`` tells this host's unfinished files from those of others that share the directory."""
         self._directory = directory
+        self._owner = owner
         self._clock = clock
         self._threads = threads
         self._fetches: dict[str, _Fetch] = {}
@@ -68,7 +70,7 @@ class ImageCache:
     def open(self) -> None:
         """Make the directory, and remove what a process left that was killed while it fetched."""
         self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for draft in self._directory.glob(f"*{DRAFT}"):
+        for draft in self._directory.glob(f"*.{self._owner}.*{DRAFT}"):
             log.info("an image that was not complete is removed", file=draft.name)
             draft.unlink(missing_ok=True)
 
@@ -116,7 +118,7 @@ class ImageCache:
         return _describe(path)
 
     async def _fetch(self, image: ImageMeta, source: ImageSource, path: Path) -> CachedImage:
-        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
+        draft = path.with_name(f"{path.name}.{self._owner}.{secrets.token_hex(4)}{DRAFT}")
         try:
             await self._download(image, source, draft)
             await image_check.check(draft, path.suffix[1:], image.id)

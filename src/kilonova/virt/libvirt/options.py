@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -51,7 +52,7 @@ def options_from(settings: Settings) -> LibvirtOptions:
         virt_type=text("virt_type", "libvirt"),
         cpu_mode=text("cpu_mode", "libvirt") or None,
         cpu_models=tuple(str(model) for model in models),
-        machine_type=text("hw_machine_type", "libvirt"),
+        machine_type=_machine_type(text("hw_machine_type", "libvirt")),
         tb_cache_mib=cache if isinstance(cache, int) else None,
         soft_reboot_timeout=float(number("wait_soft_reboot_seconds", "libvirt")),
         config_drive_format=text("config_drive_format"),
@@ -66,3 +67,12 @@ def options_from(settings: Settings) -> LibvirtOptions:
             reserved_disk_mb=number("reserved_host_disk_mb"),
         ),
     )
+
+
+def _machine_type(text: str) -> str:
+    """Nova writes ``x86_64=q35``, for several architectures; the type alone is enough here."""
+    for entry in text.replace(" ", "").split(","):
+        arch, equals, machine = entry.rpartition("=")
+        if not equals or arch == platform.machine():
+            return machine
+    return "pc"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from kilonova.errors import HostFault
 
+SEARCHED = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"  # mke2fs and mkswap are in there
+
 # Nova's limits for looking at an image.
 LIMITS = ("prlimit", "--cpu=30", "--as=1073741824", "--")
 
@@ -44,7 +46,7 @@ async def run(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=cwd,
-            env=None if environment is None else {**os.environ, **environment},
+            env={**os.environ, "PATH": SEARCHED, **(environment or {})},
         )
     except FileNotFoundError:
         raise HostFault(f"The program '{line[0]}' is not installed on this host.") from None

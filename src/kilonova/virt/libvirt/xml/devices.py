@@ -23,14 +23,13 @@ def usb(wanted: bool) -> ET.Element:
     return element("controller", {"type": "usb", "index": 0, "model": "qemu-xhci" if wanted else "none"})
 
 
-def console(log: Path) -> list[ET.Element]:
-    """A serial port whose output virtlogd keeps, over restarts of the guest too."""
+def console(log: Path, ports: int) -> list[ET.Element]:
+    """Serial ports; what comes out of the first is kept by virtlogd, over restarts of the guest too."""
+    kept = element("log", {"file": str(log), "append": "on"})
     return [
-        element(
-            "serial",
-            {"type": "pty"},
-            element("log", {"file": str(log), "append": "on"}),
-            element("target", {"port": 0}),
+        *(
+            element("serial", {"type": "pty"}, None if port else kept, element("target", {"port": port}))
+            for port in range(ports)
         ),
         element("console", {"type": "pty"}, element("target", {"type": "serial", "port": 0})),
     ]

@@ -166,7 +166,7 @@ def _devices(plan: Blueprint, options: LibvirtOptions) -> ET.Element:
     return element(
         "devices",
         None,
-        *disks(plan.files, hardware, plan.cache),
+        *disks(plan.files, hardware, plan.cache, guest.flavor.extra_specs),
         scsi_controller(plan.files, hardware),
         *devices.pcie(PCIE_PORTS if hardware.machine.is_q35 else 0),
         devices.usb(tablet or "usb" in (hardware.disk_bus, hardware.cdrom_bus)),
@@ -174,7 +174,7 @@ def _devices(plan: Blueprint, options: LibvirtOptions) -> ET.Element:
             interface(vif, hardware.vif_model, guest.flavor.vcpus, guest.flavor.extra_specs)
             for vif in guest.vifs
         ),
-        *devices.console(plan.console),
+        *devices.console(plan.console, hardware.serial_ports),
         devices.agent_channel() if hardware.agent else None,
         element("input", {"type": "tablet", "bus": "usb"}) if tablet else None,
         devices.vnc(options.vnc_listen) if options.vnc else None,
