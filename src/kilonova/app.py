@@ -34,6 +34,7 @@ from kilonova.scheduler.select import Scheduler
 from kilonova.services.identity import api as identity_api
 from kilonova.services.identity.bootstrap import Bootstrapped, bootstrap
 from kilonova.services.identity.builtin import BuiltinIdentity
+from kilonova.services.identity.passwords import Cost, Passwords
 from kilonova.services.image import api as image_api
 from kilonova.services.image.builtin import BuiltinImage
 from kilonova.services.metadata.documents import config_drive
@@ -89,7 +90,7 @@ class EmbeddedCloud:
         state = StateDir.open(settings.state_dir)
         db = SqliteDatabase(state.path / "kilonova.db", clock)
         await bring_up(db)
-        identity = BuiltinIdentity(db, clock, state.private("keys"))
+        identity = _identity(settings, db, clock, state)
         image = BuiltinImage(db, clock, state.private("images"))
         network = BuiltinNetwork(
             db, clock, new_uuid, options=NetworkOptions(bridge=settings.text("integration_bridge", "ovs"))
@@ -149,7 +150,13 @@ class EmbeddedCloud:
         progress("accounts, flavors and a network")
         await self.image.recover()
         passwords = self.state.passwords()
-        self.accounts = await bootstrap(self.db, self.clock, passwords["admin"], passwords["demo"])
+        self.accounts = await bootstrap(
+            self.db,
+            self.clock,
+            passwords["admin"],
+            passwords["demo"],
+            passwords=self.identity.passwords,
+        )
         await self.db.write(lambda tx: flavors.seed(tx, self.clock.now()))
         await first_start(self.network, self.accounts.projects["admin"])
         progress(f"the {self.settings.driver} hypervisor of this host")
@@ -259,6 +266,22 @@ class EmbeddedCloud:
         self.identity.close()
         await self.db.close()
         self.state.close()
+
+
+def _identity(settings: Settings, db: Database, clock: Clock, state: StateDir) -> BuiltinIdentity:
+    cost = Cost(
+        settings.number("password_hash_rounds", "identity"),
+        settings.number("scrypt_block_size", "identity"),
+        settings.number("scrypt_parallelism", "identity"),
+    )
+    return BuiltinIdentity(
+        db,
+        clock,
+        state.private("keys"),
+        lifetime=settings.number("expiration", "token"),
+        expired_window=settings.number("allow_expired_window", "token"),
+        passwords=Passwords(clock, cost),
+    )
 
 
 def new_uuid() -> str:

@@ -80,6 +80,20 @@ JOURNAL = [
     cfg.FloatOpt("lease", default=30.0, help="Seconds until another controller takes over from a dead one."),
     cfg.IntOpt("concurrency", default=256, help="Operations that one controller runs at a time."),
 ]
+IDENTITY = [
+    cfg.IntOpt("password_hash_rounds", default=14, min=1, max=20, help="Logarithm of scrypt's N."),
+    cfg.IntOpt("scrypt_block_size", default=8, min=1, max=64),
+    cfg.IntOpt("scrypt_parallelism", default=5, min=1, max=64),
+]
+TOKEN = [
+    cfg.IntOpt("expiration", default=3600, min=1, help="Seconds that a token lives."),
+    cfg.IntOpt(
+        "allow_expired_window",
+        default=172_800,
+        min=0,
+        help="Seconds in which services may still ask whose a token was.",
+    ),
+]
 GROUPS = {
     None: DEFAULT,
     "api": API,
@@ -90,6 +104,8 @@ GROUPS = {
     "ovs": OVS,
     "fake": FAKE,
     "journal": JOURNAL,
+    "identity": IDENTITY,
+    "token": TOKEN,
 }
 
 PORTS = {

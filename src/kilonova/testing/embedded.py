@@ -24,6 +24,7 @@ from kilonova.virt.fake.driver import FakeDriver
 def settings_for(state_dir: Path, **options: dict[str, object]) -> Settings:
     """Settings of a fake cloud; ``options`` by group, e.g. ``quota={"instances": 3}``."""
     found = read_options(None)
+    found["identity"]["password_hash_rounds"] = 1  # what a real one costs is proven where it is made
     for group, values in options.items():
         found[group].update(values)
     return Settings(state_dir=state_dir, driver="fake", options=found)

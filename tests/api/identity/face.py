@@ -121,6 +121,11 @@ def in_project(id: str) -> dict[str, Any]:
     return {"project": {"id": id}}
 
 
+async def inspected(face: Face, token: str, subject: str | None = None, query: str = "") -> Any:
+    """What the API says of a token, itself or another's."""
+    return await face.get("/v3/auth/tokens" + query, token, x_subject_token=subject or token)
+
+
 def is_fault(reply: Reply, status: int) -> str:
     """The message of an answer in Keystone's shape of errors."""
     reply.expect(status)

@@ -113,32 +113,38 @@ async def test_users_projects_and_roles(as_user: As) -> None:
     assert (new["email"], new["description"]) == ("ann@example.com", "hers")
     assert disabled["enabled"] is False
 
-    mine = as_user("ann", "sesame", project_name="crew")
+
+async def test_what_the_new_user_may_do(as_user: As) -> None:
+    team, ann, *_ = await as_user().openstack(
+        "project create crew2 -f json",
+        "user create ann2 --password sesame -f json",
+        "role add --user ann2 --project crew2 member",
+    )
+    mine = as_user("ann2", "sesame", project_name="crew2")
     issued, catalog, nova, own = await mine.openstack(
         "token issue -f json", "catalog list -f json", "catalog show nova -f json", "project list -f json"
     )
     assert (issued["project_id"], issued["user_id"]) == (team["id"], ann["id"])
     assert column(catalog, "Name") == ["glance", "keystone", "nova"] and nova["type"] == "compute"
-    assert column(own, "Name") == ["crew"]
+    assert column(own, "Name") == ["crew2"]
     await mine.openstack("user password set --original-password sesame --password opened")
     await mine.refused("token issue", "401")
-    mine = as_user("ann", "opened", project_name="crew")
+    mine = as_user("ann2", "opened", project_name="crew2")
     await mine.refused("user list", "403")
     await mine.refused("user create eve", "403")
-    await mine.run("role add --user ann --project crew admin")  # the client keeps the refusal to itself
+    await mine.run("role add --user ann2 --project crew2 admin")  # the client keeps the refusal to itself
     (issued,) = await mine.openstack("token issue -f json")
     await mine.refused("role list", "403")
-    (roles,) = await as_user().openstack("role assignment list --user ann --names -f json")
+    (roles,) = await as_user().openstack("role assignment list --user ann2 --names -f json")
     assert column(roles, "Role") == ["member"]
-    await mine.refused("project delete crew", "403")
+    await mine.refused("project delete crew2", "403")
     await as_user().openstack(
-        "role remove --user ann --project crew member",
-        "user delete ann",
-        "project delete below",
-        "project delete crew",
+        "role remove --user ann2 --project crew2 member",
+        "user delete ann2",
+        "project delete crew2",
     )
-    await as_user().refused("user show ann", "No User found for ann")
-    await as_user().refused("project show crew", "crew")
+    await as_user().refused("user show ann2", "No User found for ann2")
+    await as_user().refused("project show crew2", "crew2")
 
 
 async def test_domains_groups_and_roles(as_user: As) -> None:

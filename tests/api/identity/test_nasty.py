@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import string
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -186,19 +187,27 @@ async def test_no_path_breaks_it(face: Face, path: str, method: str) -> None:
     assert 200 <= reply.status < 500
 
 
-async def test_secrets_are_in_no_answer_no_log_and_no_row(
-    face: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Passwords and tokens, through success, refusal, change and a fault of ours."""
-    secrets = [fresh(f"secret-{word}") for word in ("first", "second", "wrong", "third")]
-    first, second, wrong, third = secrets
-    stream = io.StringIO()
-    before, level = structlog.get_config(), logging.getLogger().level
-    handlers = list(logging.getLogger().handlers)
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """All that is logged, as a process logs it, down to the debug level."""
+    before, root = structlog.get_config(), logging.getLogger()
+    level, handlers, stream = root.level, list(root.handlers), io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     logs.configure(None, debug=True)
     structlog.configure(cache_logger_on_first_use=False)
     monkeypatch.setattr("kilonova.web.requests.log", structlog.get_logger("kilonova.web"))
+    yield stream
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+async def test_secrets_are_in_no_answer_no_log_and_no_row(
+    face: Face, written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passwords and tokens, through success, refusal, change and a fault of ours."""
+    secrets = [fresh(f"secret-{word}") for word in ("first", "second", "wrong", "third")]
+    first, second, wrong, third = secrets
     answers: list[str] = []
 
     async def call(*arguments: Any, **more: Any) -> Any:
@@ -206,48 +215,38 @@ async def test_secrets_are_in_no_answer_no_log_and_no_row(
         answers.append(reply.content.decode())
         return reply
 
-    try:
-        made = await call("POST", "/v3/users", {"user": {"name": fresh("u"), "password": first}})
-        user = {**made.json["user"], "password": first}
-        where = f"/v3/users/{user['id']}"
-        await call("GET", where)
-        tokens = [await face.login(user)]
-        is_fault(await face.authenticate({**user, "password": wrong}), 401)
-        await call("PATCH", where, {"user": {"password": second}})
-        await call("PATCH", where, {"user": {"password": [second]}})
-        await call("POST", where + "/password", {"user": {"original_password": second, "password": third}})
-        await call("POST", where + "/password", {"user": {"original_password": wrong, "password": [third]}})
-        tokens.append(await face.login({**user, "password": third}))
-        await call("DELETE", "/v3/auth/tokens", None, tokens[1], x_subject_token=tokens[1])
+    made = await call("POST", "/v3/users", {"user": {"name": fresh("u"), "password": first}})
+    user = {**made.json["user"], "password": first}
+    where = f"/v3/users/{user['id']}"
+    await call("GET", where)
+    tokens = [await face.login(user)]
+    is_fault(await face.authenticate({**user, "password": wrong}), 401)
+    await call("PATCH", where, {"user": {"password": second}})
+    await call("PATCH", where, {"user": {"password": [second]}})
+    await call("POST", where + "/password", {"user": {"original_password": second, "password": third}})
+    await call("POST", where + "/password", {"user": {"original_password": wrong, "password": [third]}})
+    tokens.append(await face.login({**user, "password": third}))
+    await call("DELETE", "/v3/auth/tokens", None, tokens[1], x_subject_token=tokens[1])
 
-        def broken(*arguments: Any) -> Any:
-            raise RuntimeError("a fault of ours")
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("a fault of ours")
 
-        with monkeypatch.context() as patch:
-            patch.setattr("kilonova.services.identity.login.stand", broken)
-            failed = await face.authenticate({**user, "password": third})
-            answers.append(failed.expect(500).content.decode())
-            patch.setattr("kilonova.db.identity_tokens.standing", broken)
-            failed = await face.call("GET", where, None, tokens[0])
-            answers.append(failed.expect(500).content.decode())
-    finally:
-        structlog.configure(**before)
-        logging.getLogger().handlers[:] = handlers
-        logging.getLogger().setLevel(level)
-    written = stream.getvalue()
-    assert "a fault of ours" in written, "it was logged"
+    with monkeypatch.context() as patch:
+        patch.setattr("kilonova.services.identity.login.stand", broken)
+        answers.append((await face.authenticate({**user, "password": third})).expect(500).content.decode())
+        patch.setattr("kilonova.db.identity_tokens.standing", broken)
+        (await call("GET", where, None, tokens[0])).expect(500)
+    assert "a fault of ours" in written.getvalue(), "it was logged"
 
     def rows(tx: Tx) -> str:
         return repr([tx.all(select(table)) for table in load_all().sorted_tables])
 
     kept = await face.identity.db.read(rows)
     assert "$scrypt$ln=" in kept
+    told = written.getvalue() + "".join(answers)
     for secret in [*secrets, *tokens]:
-        assert secret not in written
-        assert secret not in kept
-        assert all(secret not in answer for answer in answers)
-    assert "$scrypt$" not in "".join(answers) and "$scrypt$" not in written
-    assert "a fault of ours" not in "".join(answers)
+        assert secret not in told and secret not in kept
+    assert "$scrypt$" not in told and "a fault of ours" not in "".join(answers)
 
 
 async def test_two_who_make_the_same_thing_at_once(face: Face) -> None:

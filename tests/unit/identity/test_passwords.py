@@ -54,6 +54,15 @@ async def test_the_cost_of_a_real_hash(clock: VirtualClock) -> None:
     real.close()
 
 
+@pytest.mark.parametrize("cost", [Cost(1, 8, 1), Cost(12, 1, 1), Cost(10, 32, 16), Cost(4, 1, 64)])
+async def test_any_cost_of_the_settings_works(clock: VirtualClock, cost: Cost) -> None:
+    made = Passwords(clock, cost)
+    stored = await made.hash("x")
+    assert await made.verify(stored, "x") and not await made.verify(stored, "y")
+    assert not await made.verify(None, "x")
+    made.close()
+
+
 @pytest.mark.parametrize(
     "password", ["", " ", "x" * MAX_LENGTH, "p\u00e4ss\U0001f511", "a\0b", "\ud800", "$scrypt$"]
 )

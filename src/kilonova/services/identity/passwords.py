@@ -22,13 +22,12 @@ T = TypeVar("T")
 MAX_LENGTH = 4096  # characters, as in Keystone
 THREADS = 2
 WAITING = 256  # passwords that may be waiting for a thread
-MEMORY = 2**27
 REMEMBERED = 1024
 REMEMBER = 600 * SECOND
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """The parameters of scrypt; the default is one of those that OWASP recommends."""
+    """The parameters of scrypt (RFC 7914); the default is one of those that OWASP recommends."""
 
     log_n: int = 14
     r: int = 8
@@ -85,7 +84,9 @@ class Passwords:
 
 def _derive(password: str, salt: bytes, cost: Cost, length: int) -> bytes:
     data = password.encode("utf-8", "surrogatepass")
-    return hashlib.scrypt(data, salt=salt, n=2**cost.log_n, r=cost.r, p=cost.p, maxmem=MEMORY, dklen=length)
+    n = 2**cost.log_n
+    memory = 128 * cost.r * (n + cost.p + 2) + 2**20  # what it needs, and no limit of OpenSSL's own
+    return hashlib.scrypt(data, salt=salt, n=n, r=cost.r, p=cost.p, maxmem=memory, dklen=length)
 
 
 def _hash(password: str, cost: Cost) -> str:
