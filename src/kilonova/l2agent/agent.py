@@ -18,7 +18,7 @@ from collections.abc import Callable
 import structlog
 
 from kilonova.clock import Clock
-from kilonova.errors import KilonovaError
+from kilonova.errors import Invalid, KilonovaError
 from kilonova.l2agent import flows
 from kilonova.l2agent.datapath import choose_datapath
 from kilonova.l2agent.network import ServeMetadata, place_of
@@ -35,6 +35,7 @@ log = structlog.get_logger("kilonova.l2agent")
 
 _FLOWS: Key = ("flows", "")
 _TRUNKS: Key = ("trunks", "")
+_BREATH = 1.0  # seconds before a server that has ended is started again, however often it ends
 
 
 class L2Agent:
@@ -51,12 +52,14 @@ class L2Agent:
         self._source = source
         self._ovsdb = ovsdb
         self._options = options
-        self._switch = Switch(ovsdb, options.bridge, self._switch_changed)
+        self._todo = Todo(clock)
+        self._switch = Switch(ovsdb, options.bridge, self._switch_changed, self._todo.hurry)
         self._flows = FlowTable(ovsdb.directory, options.bridge)
         self._watch = FlowWatch(self._flows.socket, clock, self._switch_answers)
-        self._todo = Todo(clock)
         place = place_of(options)
-        self._networks = LocalNetworks(source, self._switch, self._flows, serve_metadata, place)
+        self._networks = LocalNetworks(
+            source, self._switch, self._flows, serve_metadata, place, self._network_broken
+        )
         self._ports = LocalPorts(source, self._switch, self._flows, self._networks, options.host)
         self._trunks: dict[str, int] = {}
         self._datapath: str | None = None
@@ -77,6 +80,7 @@ class L2Agent:
         await self._ovsdb.open(TABLES, self._switch)
         try:
             await self._ensure_bridge()
+            await self._flows.match_fragments()
             await self._flows.change(flows.adding(flows.base_flows()))
         except BaseException:
             await self._ovsdb.close()
@@ -128,6 +132,9 @@ class L2Agent:
         if kind in ("port", "network"):
             self._todo.add(kind, thing)
 
+    def _network_broken(self, network_id: str) -> None:
+        self._todo.later(("network", network_id), _BREATH)
+
     async def _switch_answers(self) -> None:
         self._todo.add(*_FLOWS)
 
@@ -160,20 +167,28 @@ class L2Agent:
         failed = self._failures("port", await self._ports.converge(ports))
         known = self._ports.details()
         failed |= self._failures("network", await self._networks.converge(networks, known))
-        if self._adopted or not failed:
-            # Before everything was looked at, a network without ports may only be one not yet heard of.
+        # What makes no sense is not going to be anything; what failed otherwise may be in use, made by a
+        # former life of ours, and we have not yet heard of it.
+        clear = all(isinstance(error, Invalid) for error in failed.values())
+        if self._adopted or clear:
             await self._networks.keep_only({port.network_id for port in known})
-        if everything and not failed and not self._adopted:
-            await self._flows.replace(self._all_flows())
+        if everything and (self._adopted or clear):
+            await self._tidy()
+        self._todo.done(keys - failed.keys())
+        self._todo.again(set(failed))
+
+    async def _tidy(self) -> None:
+        """Undo what others did to the flows, and remove what a former life left."""
+        await self._flows.replace(self._all_flows())
+        await self._ports.remove_stale()
+        if not self._adopted:
             await self._networks.remove_strays()
             self._adopted = True
-        self._todo.done(keys - failed)
-        self._todo.again(failed)
 
-    def _failures(self, kind: str, errors: dict[str, KilonovaError]) -> set[Key]:
+    def _failures(self, kind: str, errors: dict[str, KilonovaError]) -> dict[Key, KilonovaError]:
         for thing, error in errors.items():
             log.warning(f"the {kind} is not ready", id=thing, error=str(error), host=self._options.host)
-        return {(kind, thing) for thing in errors}
+        return {(kind, thing): error for thing, error in errors.items()}
 
     # ---- the bridge ----
 
@@ -206,6 +221,7 @@ class L2Agent:
         log.warning("the switch has lost its flows", bridge=self._options.bridge)
         await self._switch.applied()
         self._networks.mark_lost()
+        await self._flows.match_fragments()
         await self._flows.replace(self._all_flows())
         self._todo.everything()
 

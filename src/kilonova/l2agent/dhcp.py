@@ -1,7 +1,8 @@
 """DHCP for one network by dnsmasq: fixed leases only, without DNS.
 
 dnsmasq runs on when we end and is found again by its pid file.  A new lease is a line in the file of hosts
-and SIGHUP; any other change is a new configuration and a new process.
+and SIGHUP, which dnsmasq obeys before it reads the next packet; any other change is a new configuration and a
+new process.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from kilonova.errors import HostFault, Invalid, TryAgain
+from kilonova.l2agent.files import write_whole
 from kilonova.l2agent.flows import METADATA_ADDRESS
 from kilonova.l2agent.programs import run
 from kilonova.model.wiring import DhcpSubnet, NetworkDetails
@@ -98,14 +101,21 @@ def _address(text: str) -> ipaddress.IPv4Address:
 
 
 class DhcpServer:
-    """The dnsmasq of one network; its files are in ``directory``."""
+    """The dnsmasq of one network; its files are in ``directory``.
 
-    def __init__(self, namespace: str, device: str, directory: Path, domain: str) -> None:
+    ``on_end`` is called in the event loop when it has ended without our doing.
+    """
+
+    def __init__(
+        self, namespace: str, device: str, directory: Path, domain: str, on_end: Callable[[], None]
+    ) -> None:
         self._namespace = namespace
         self._device = device
         self._directory = directory
         self._domain = domain
+        self._on_end = on_end
         self._told = False  # whether the process knows the leases that are in the file
+        self._watched: int | None = None  # its pidfd
 
     @property
     def pid(self) -> int | None:
@@ -132,20 +142,44 @@ class DhcpServer:
         settings = configuration(network, self._device, self._directory, self._domain)
         # The file is named by its content: so a running process tells what it was configured with.
         name = f"dnsmasq-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.conf"
-        self._told = not self._write("hosts", hosts(network)) and self._told
+        self._told = not write_whole(self._directory / "hosts", hosts(network)) and self._told
         process = self._process()
         if process is None or process[1] != name or restart:
             await self.stop()
             for stale in self._directory.glob("dnsmasq-*.conf"):
                 stale.unlink()
-            self._write(name, settings)
+            write_whole(self._directory / name, settings)
             await self._start(name)
         elif not self._told:
             self._signal(signal.SIGHUP)
         self._told = True
+        self._watch()
+
+    def _watch(self) -> None:
+        """A pidfd becomes readable when the process ends."""
+        if self._watched is not None:
+            return
+        handle = self._open()
+        if handle is None:
+            self._on_end()
+            return
+        self._watched = handle
+        asyncio.get_running_loop().add_reader(handle, self._ended)
+
+    def _ended(self) -> None:
+        self.leave()
+        self._on_end()
+
+    def leave(self) -> None:
+        """Watch it no longer; it runs on."""
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = None
 
     async def stop(self) -> None:
         """End the process and wait until it has let go of its port.  Raises TryAgain if it does not end."""
+        self.leave()
         for number in (signal.SIGTERM, signal.SIGKILL):
             handle = self._signal(number, keep=True)
             if handle is None or await _ended(handle):
@@ -155,6 +189,18 @@ class DhcpServer:
 
     def _signal(self, number: signal.Signals, *, keep: bool = False) -> int | None:
         """Signal exactly our process; None if there is none.  ``keep`` gives a handle on it (pidfd)."""
+        handle = self._open()
+        if handle is None:
+            return None
+        with contextlib.suppress(ProcessLookupError):  # ended just now; the handle tells that
+            signal.pidfd_send_signal(handle, number)
+        if keep:
+            return handle
+        os.close(handle)
+        return None
+
+    def _open(self) -> int | None:
+        """A handle on exactly our process; None if there is none."""
         pid = self.pid
         if pid is None:
             return None
@@ -162,26 +208,10 @@ class DhcpServer:
             handle = os.pidfd_open(pid)
         except ProcessLookupError:
             return None
-        ours = self.pid == pid  # looked at again: it may have ended before the handle was there
-        if ours:
-            with contextlib.suppress(ProcessLookupError):  # ended just now; the handle tells that
-                signal.pidfd_send_signal(handle, number)
-        if ours and keep:
+        if self.pid == pid:  # looked at again: it may have ended before the handle was there
             return handle
         os.close(handle)
         return None
-
-    def _write(self, name: str, text: str) -> bool:
-        """Whether the file had another content."""
-        path = self._directory / name
-        with contextlib.suppress(FileNotFoundError):
-            if path.read_text() == text:
-                return False
-        fresh = self._directory / f"{name}.new"
-        fresh.write_text(text)
-        fresh.chmod(0o644)
-        fresh.rename(path)
-        return True
 
     async def _start(self, name: str) -> None:
         program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")

@@ -10,8 +10,8 @@ table  name              what it does
                          Guests -> 10 (or 60 without port security), the DHCP port and tunnels -> 60.
                          Ports that are unknown, and tagged frames from guests, are dropped here.
 10     SPOOFING          what a guest says of itself: MAC, ARP sender and source address must be its own.
-                         No DHCP or router advertisement from a guest.  ARP, neighbour discovery and DHCP
-                         requests -> 60; IP -> connection tracking -> 20.
+                         Nothing to a DHCP client and no router advertisement from a guest.  ARP, neighbour
+                         discovery and DHCP requests -> 60; IP -> connection tracking -> 20.
 20     EGRESS            connection tracked, rules of direction egress -> 30.
 30     EGRESS_ACCEPT     remember the connection -> 60
 60     DISPATCH          by network and destination MAC: the guest (reg6 = its zone) -> 70.
@@ -23,9 +23,9 @@ table  name              what it does
 ====== ================= =====================================================================
 
 Connections are tracked in a zone a port.  A packet in the direction in which its connection was opened has
-to match a rule every time; answers pass because the connection is known.  When rules change and a known
-connection matches none any more it gets ct_mark 1, and its answers stop as well; a rule that comes back
-takes the mark away.  Broadcast and multicast are filtered by the sender's egress rules only.
+to match a rule every time; answers pass because the connection is known, and for no other reason.  When rules
+change and a known connection matches none any more it gets ct_mark 1, and its answers stop as well; a rule
+that comes back takes the mark away.  Broadcast and multicast are filtered by the sender's egress rules only.
 
 Every flow has a cookie that says whose it is, so that a port's flows are exchanged in one bundle: there is
 no moment with neither the old ones nor the new.
@@ -37,9 +37,13 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 
+import structlog
+
 from kilonova.errors import Invalid
 from kilonova.l2agent.rules import rule_matches
-from kilonova.model.wiring import NetworkDetails, PortDetails
+from kilonova.model.wiring import FilterRule, NetworkDetails, PortDetails
+
+log = structlog.get_logger("kilonova.l2agent")
 
 CLASSIFY, SPOOFING, EGRESS, EGRESS_ACCEPT = 0, 10, 20, 30
 DISPATCH, DELIVERY, INGRESS, INGRESS_ACCEPT = 60, 70, 80, 90
@@ -88,7 +92,7 @@ def base_flows() -> list[str]:
     flow = _Writer(base_cookie())
     for table in (CLASSIFY, SPOOFING, EGRESS, DELIVERY, INGRESS):
         flow(table, 0, "", "drop")
-    for forbidden in ("udp,tp_src=67,tp_dst=68", "udp6,tp_src=547,tp_dst=546"):  # the part of a DHCP server
+    for forbidden in ("udp,tp_dst=68", "udp6,tp_dst=546"):  # clients mind not from which port they are told
         flow(SPOOFING, 200, forbidden, "drop")
     for kind in (_ROUTER_ADVERTISEMENT, _REDIRECT):
         flow(SPOOFING, 200, f"icmp6,icmp_type={kind}", "drop")
@@ -146,7 +150,7 @@ def network_flows(network: NetworkDetails, dhcp_ofport: int) -> list[str]:
 
 
 def port_flows(port: PortDetails, ofport: int, zone: int) -> list[str]:
-    """All flows of a guest's port.  Raises Invalid for details that make no sense."""
+    """All flows of a guest's port.  Raises Invalid for addresses or a VLAN that make no sense."""
     flow = _Writer(port_cookie(zone))
     vlan, mac = _vlan(port.vlan), _mac(port.mac)
     untagged = f"in_port={_number(ofport)},vlan_tci=0x0000/0x1000"
@@ -165,9 +169,18 @@ def port_flows(port: PortDetails, ofport: int, zone: int) -> list[str]:
         flow(DISPATCH, 100 + zone % 65000, f"reg5={vlan},dl_dst={other}", deliver)
     for rule in port.rules:
         table, accept = (INGRESS, INGRESS_ACCEPT) if rule.direction == "ingress" else (EGRESS, EGRESS_ACCEPT)
-        for match in rule_matches(rule):
-            flow(table, 100, f"reg6={zone},ct_state=+trk,{match}", f"goto_table:{accept}")
+        for match in _understood(rule, port):
+            flow(table, 100, f"reg6={zone},ct_state=-rpl+trk,{match}", f"goto_table:{accept}")
     return flow.flows
+
+
+def _understood(rule: FilterRule, port: PortDetails) -> list[str]:
+    """The matches of a rule; none of one that makes no sense, so that the others still hold."""
+    try:
+        return rule_matches(rule)
+    except Invalid as error:
+        log.error("a security group rule admits nobody", port=port.port_id, error=str(error))
+        return []
 
 
 def _identities(port: PortDetails, mac: str) -> list[tuple[str, Address]]:
@@ -184,6 +197,8 @@ def _spoofing(identities: list[tuple[str, Address]]) -> Iterator[tuple[int, str,
     track = f"ct(table={EGRESS},{_ZONE})"
     for mac in dict.fromkeys(mac for mac, _ in identities):
         yield 100, f"arp,dl_src={mac},arp_sha={mac},arp_spa=0.0.0.0,arp_op=1", onward  # a probe, RFC 5227
+        # QEMU tells the switches with it where a guest has moved to
+        yield 100, f"rarp,dl_src={mac},arp_sha={mac},arp_tha={mac},arp_spa=0.0.0.0,arp_op=3", onward
         yield 100, f"udp,dl_src={mac},nw_src=0.0.0.0,tp_src=68,tp_dst=67", onward
         local = link_local(mac)
         yield 100, f"udp6,dl_src={mac},ipv6_src={local},tp_src=546,tp_dst=547", onward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -47,9 +48,18 @@ def exists(name: str) -> bool:
 async def create(name: str) -> None:
     """Nothing happens if it is there.  Raises HostFault."""
     _check(name)
+    if exists(name) and not is_whole(name):
+        await remove(name)
     if not exists(name):
         await run("ip", "netns", "add", name)
     await run("ip", "-n", name, "link", "set", "lo", "up")
+
+
+def is_whole(name: str) -> bool:
+    """False for what is left of a namespace when "ip netns add" was killed halfway: a file and no more."""
+    with contextlib.suppress(FileNotFoundError):
+        return (_WHERE / name).stat().st_dev != _WHERE.stat().st_dev
+    return False
 
 
 async def remove(name: str) -> None:
@@ -61,18 +71,27 @@ async def remove(name: str) -> None:
 
 async def adopt_device(name: str, device: str) -> bool:
     """Move a device of the host into the namespace; False if it was there already.  Raises HostFault."""
-    try:
-        socket.if_nametoindex(device)
-    except OSError:
-        await run("ip", "-n", name, "link", "show", device)
+    _check(name)
+    _check(device)
+    devices = await inside(name, lambda: {found for _, found in socket.if_nameindex()})
+    if device not in {found for _, found in socket.if_nameindex()}:
+        if device not in devices:
+            raise HostFault(f"There is no device '{device}' on this host nor in its namespace '{name}'.")
         return False
+    if device in devices:  # what is left of it when the userspace switch died; it belongs to nothing now
+        await run("ip", "-n", name, "link", "delete", "dev", device)
     # "dev" must be written out: "ip link set t ..." would read a device "t" as an abbreviation
     await run("ip", "link", "set", "dev", device, "netns", name)
     return True
 
 
 async def set_addresses(name: str, device: str, addresses: list[str], mtu: int) -> None:
-    """Give the device exactly these addresses (with prefix lengths), its MTU, and set it up."""
+    """Give the device exactly these addresses (with prefix lengths), its MTU, and set it up.
+
+    Raises HostFault.
+    """
+    _check(name)
+    _check(device)
     shown = await run("ip", "-n", name, "-o", "addr", "show", "dev", device, "scope", "global")
     present = {line.split()[3] for line in shown.splitlines()}
     wanted = list(dict.fromkeys(addresses))
@@ -120,17 +139,21 @@ def _enter(name: str) -> None:
         handle = os.open(_WHERE / name, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFound(f"There is no network namespace '{name}' on this host.") from None
+    except OSError as error:
+        raise HostFault(f"The network namespace '{name}' cannot be opened: {error.strerror}.") from error
     try:
         if ctypes.CDLL(None, use_errno=True).setns(handle, _CLONE_NEWNET) != 0:
-            error = ctypes.get_errno()
-            raise HostFault(f"The network namespace '{name}' cannot be entered: {os.strerror(error)}.")
+            reason = os.strerror(ctypes.get_errno())
+            raise HostFault(
+                f"The network namespace '{name}' cannot be entered: {reason}. Only root may enter one."
+            )
     finally:
         os.close(handle)
 
 
 def _check(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise HostFault(f"'{name}' is no name for a network namespace.")
+        raise HostFault(f"'{name}' is no name for a network namespace or a device.")
 
 
 __all__ = [
@@ -140,6 +163,7 @@ __all__ = [
     "device_name",
     "exists",
     "inside",
+    "is_whole",
     "namespace_name",
     "remove",
     "set_addresses",

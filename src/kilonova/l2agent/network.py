@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import ipaddress
 import shutil
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from kilonova.errors import Invalid, TryAgain
+from kilonova.errors import HostFault, Invalid, TryAgain
 from kilonova.l2agent import namespace
 from kilonova.l2agent.dhcp import DhcpServer
+from kilonova.l2agent.files import write_whole
 from kilonova.l2agent.flows import METADATA_ADDRESS
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.switch import NETWORK, OWNER, Switch, SwitchPort
@@ -49,16 +49,25 @@ def _owner(directory: Path) -> str:
     """The name under which this host's agent marks what it makes; the same for ever."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "owner"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text()
-    path.write_text(str(uuid.uuid4()))
+    if not path.exists():
+        write_whole(path, str(uuid.uuid4()))
     return path.read_text()
 
 
 class LocalNetwork:
-    """Made and kept by ``ensure``, which converges; taken away by ``remove``."""
+    """Made and kept by ``ensure``, which converges; taken away by ``remove``.
 
-    def __init__(self, network_id: str, switch: Switch, serve_metadata: ServeMetadata, place: Place) -> None:
+    ``on_broken`` is called in the event loop when a part of it has ended and ``ensure`` is needed.
+    """
+
+    def __init__(
+        self,
+        network_id: str,
+        switch: Switch,
+        serve_metadata: ServeMetadata,
+        place: Place,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
         self.network_id = network_id
         self.namespace = namespace.namespace_name(network_id, place.prefix)
         self.device = namespace.device_name(network_id, place.prefix)
@@ -67,7 +76,7 @@ class LocalNetwork:
         self._switch = switch
         self._serve_metadata = serve_metadata
         self._place = place
-        self._dhcp = DhcpServer(self.namespace, self.device, self._directory, place.domain)
+        self._dhcp = DhcpServer(self.namespace, self.device, self._directory, place.domain, on_broken)
         self._ready: tuple[NetworkDetails, SwitchPort] | None = None
         self._closer: Closer | None = None
         self._socket: socket.socket | None = None
@@ -84,6 +93,13 @@ class LocalNetwork:
         """
         leases = tuple(host for host in details.hosts if host.mac.lower() in macs)
         details = msgspec.structs.replace(details, hosts=leases)
+        try:
+            await self._ensure(details)
+        except OSError as error:  # a full disk, an address that another program has taken
+            raise HostFault(f"The network {self.network_id} cannot be had on this host: {error}") from error
+        self.details = details
+
+    async def _ensure(self, details: NetworkDetails) -> None:
         shape = msgspec.structs.replace(details, hosts=())
         moved = False
         if self._ready is None or self._ready != (shape, self._switch.ports().get(self.device)):
@@ -93,7 +109,6 @@ class LocalNetwork:
         await self._dhcp.ensure(details, restart=moved)
         if self._closer is None:
             await self._open_metadata()
-        self.details = details
 
     def mark_lost(self) -> None:
         """The switch was restarted: the device may be a new one, outside the namespace."""
@@ -102,7 +117,7 @@ class LocalNetwork:
     async def _ensure_device(self, details: NetworkDetails) -> bool:
         """Whether the device is a new one."""
         self._directory.mkdir(parents=True, exist_ok=True)  # before anything that it tells to be ours
-        (self._directory / "network").write_text(self.network_id)
+        write_whole(self._directory / "network", self.network_id)
         await namespace.create(self.namespace)
         await self._switch.add_internal_port(
             self.device,
@@ -129,6 +144,7 @@ class LocalNetwork:
 
     async def close(self) -> None:
         """End what ends with this process; namespace and DHCP stay."""
+        self._dhcp.leave()
         if self._closer is not None:
             closer, self._closer = self._closer, None
             await closer()
@@ -164,6 +180,8 @@ def _directory_name(network_id: str) -> str:
 def _addresses(details: NetworkDetails) -> list[str]:
     addresses = []
     for subnet in details.subnets:
+        if not subnet.server:  # nobody serves it
+            continue
         try:
             length = ipaddress.ip_network(subnet.cidr, strict=False).prefixlen
             addresses.append(f"{ipaddress.ip_address(subnet.server)}/{length}")

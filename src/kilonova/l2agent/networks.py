@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+import functools
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 
 from kilonova.errors import KilonovaError, NotFound
 from kilonova.l2agent import flows
+from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.network import LocalNetwork, Place, ServeMetadata, recorded_networks
 from kilonova.l2agent.openflow import FlowTable
 from kilonova.l2agent.source import WiringSource
@@ -19,7 +21,10 @@ log = structlog.get_logger("kilonova.l2agent")
 
 
 class LocalNetworks:
-    """Makes networks when their first port comes and removes them after their last."""
+    """Makes networks when their first port comes and removes them after their last.
+
+    ``on_broken(network_id)`` is called in the event loop when one needs to be looked at again.
+    """
 
     def __init__(
         self,
@@ -28,12 +33,14 @@ class LocalNetworks:
         flow_table: FlowTable,
         serve_metadata: ServeMetadata,
         place: Place,
+        on_broken: Callable[[str], None],
     ) -> None:
         self._source = source
         self._switch = switch
         self._flow_table = flow_table
         self._serve_metadata = serve_metadata
         self._place = place
+        self._on_broken = on_broken
         self._networks: dict[str, LocalNetwork] = {}
         self._installed: dict[str, tuple[int, list[str]]] = {}  # the VLAN and the flows that are in
 
@@ -55,15 +62,8 @@ class LocalNetworks:
         Gives the error of each that failed; the others are ready when this returns.
         """
         wanted = sorted(set(network_ids) & {port.network_id for port in ports})
-        results = await asyncio.gather(
-            *(self._converge(network_id, ports) for network_id in wanted), return_exceptions=True
-        )
-        failed: dict[str, KilonovaError] = {}
-        for network_id, error in zip(wanted, results, strict=True):
-            if isinstance(error, KilonovaError):
-                failed[network_id] = error
-            elif error is not None:
-                raise error
+        calls = {network_id: self._converge(network_id, ports) for network_id in wanted}
+        _, failed = await gathered(calls)
         return failed
 
     async def _converge(self, network_id: str, ports: Collection[PortDetails]) -> None:
@@ -72,8 +72,7 @@ class LocalNetworks:
             raise NotFound(f"The network service does not know the network {network_id} of a port.")
         network = self._networks.get(network_id)
         if network is None:
-            network = LocalNetwork(network_id, self._switch, self._serve_metadata, self._place)
-            self._networks[network_id] = network
+            network = self._networks[network_id] = self._local(network_id)
         macs = {port.mac.lower() for port in ports if port.network_id == network_id}
         await network.ensure(details, macs)
         await self._install(network_id, details, network.ofport)
@@ -106,7 +105,11 @@ class LocalNetworks:
         stray = {*recorded, *(network_id for network_id in marked if network_id)} - self._networks.keys()
         for network_id in sorted(stray):
             log.info("removing a network that is not used here any more", network=network_id)
-            await LocalNetwork(network_id, self._switch, self._serve_metadata, self._place).remove()
+            await self._local(network_id).remove()
+
+    def _local(self, network_id: str) -> LocalNetwork:
+        on_broken = functools.partial(self._on_broken, network_id)
+        return LocalNetwork(network_id, self._switch, self._serve_metadata, self._place, on_broken)
 
     def mark_lost(self) -> None:
         """The switch was restarted: its flows are gone, and its devices are new ones."""

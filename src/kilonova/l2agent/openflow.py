@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from kilonova.clock import Clock
+from kilonova.errors import Unreachable
 from kilonova.l2agent.programs import run
 
 log = structlog.get_logger("kilonova.l2agent")
@@ -42,6 +43,13 @@ class FlowTable:
         """Make these the only flows, at one moment; those that are there already keep their counters."""
         await self._ofctl("replace-flows", flows)
 
+    async def match_fragments(self) -> None:
+        """Have the first fragment of a packet match by its ports, which OVS by itself takes for 0.
+
+        Holds until the switch ends.
+        """
+        await run(*self._command("set-frags"), self._target, "nx-match")
+
     async def dump(self) -> list[str]:
         """The flows that are in, without statistics."""
         text = await run(*self._command("dump-flows"), self._target, "--no-stats", "--no-names")
@@ -66,6 +74,30 @@ class FlowTable:
     async def _ofctl(self, verb: str, lines: list[str]) -> None:
         command = [*self._command("--bundle"), verb, self._target, "-"]
         await run(*command, stdin="\n".join(lines) + "\n")
+
+
+async def answers(path: Path, timeout: float) -> None:
+    """Return when the switch behind a bridge's management socket says hello.
+
+    Raises Unreachable if it does not within ``timeout`` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(_hello())
+                await reader.readexactly(_HEADER.size)
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        reason = str(error) or f"it said nothing within {timeout:g} seconds"
+        raise Unreachable(
+            f"The switch at {path} does not answer: {reason}. Is ovs-vswitchd running?"
+        ) from error
+
+
+def _hello() -> bytes:
+    return _HEADER.pack(_VERSION, _HELLO, _HEADER.size, 1)
 
 
 class FlowWatch:
@@ -98,7 +130,7 @@ class FlowWatch:
     async def _session(self) -> None:
         reader, writer = await asyncio.open_unix_connection(str(self._path))
         try:
-            writer.write(_HEADER.pack(_VERSION, _HELLO, _HEADER.size, 1))
+            writer.write(_hello())
             greeted = False
             while True:
                 _, kind, length, number = _HEADER.unpack(await reader.readexactly(_HEADER.size))

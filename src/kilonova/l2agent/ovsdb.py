@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +60,7 @@ class Ovsdb:
         self._listener: Listener | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._monitor = 0  # the number of the call whose answer is the content of the tables
         self._number = 0
         self._keeper: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -85,6 +86,15 @@ class Ovsdb:
             await self._disconnect()
             raise
         self._keeper = asyncio.create_task(self._keep(), name="ovsdb")
+
+    @contextlib.asynccontextmanager
+    async def briefly(self) -> AsyncIterator[Ovsdb]:
+        """Connected for a few transactions, instead of ``open``.  Raises Unreachable."""
+        try:
+            await self._connect()
+            yield self
+        finally:
+            await self._disconnect()
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -150,8 +160,8 @@ class Ovsdb:
         self._reading = asyncio.create_task(self._read(reader), name="ovsdb reader")
         if self._listener is not None:
             requests = {table: {"columns": columns} for table, columns in self._tables.items()}
-            content = await self._call("monitor", [_DATABASE, "all", requests])
-            self._listener.content(content)
+            self._monitor = self._number + 1
+            await self._call("monitor", [_DATABASE, "all", requests])
 
     async def _disconnect(self) -> None:
         if self._reading is not None:
@@ -188,6 +198,8 @@ class Ovsdb:
                     self._hear(msgspec.json.decode(text))
         except (OSError, ValueError, msgspec.DecodeError) as error:
             log.warning("the switch's database broke off", connection=self.connection, error=str(error))
+        except Exception:  # the keeper makes a new connection, and the listener gets everything once more
+            log.exception("what the switch's database said was not understood", connection=self.connection)
         finally:
             self._hang_up()
 
@@ -213,8 +225,10 @@ class Ovsdb:
                     return
                 if message.get("error"):
                     answer.set_exception(Refusal(f"The switch's database says: {message['error']}"))
-                else:
-                    answer.set_result(message["result"])
+                    return
+                if message["id"] == self._monitor and self._listener is not None:
+                    self._listener.content(message["result"])  # here, before any update that follows it
+                answer.set_result(message["result"])
 
 
 def _parse(connection: str) -> tuple[Path | None, tuple[str, int]]:

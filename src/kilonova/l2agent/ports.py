@@ -6,14 +6,14 @@ VLAN before they go.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable
 
 import msgspec
 import structlog
 
-from kilonova.errors import KilonovaError, NotFound
+from kilonova.errors import Invalid, KilonovaError, NotFound
 from kilonova.l2agent import flows
+from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.networks import LocalNetworks
 from kilonova.l2agent.openflow import FlowTable
 from kilonova.l2agent.source import WiringSource
@@ -62,6 +62,7 @@ class LocalPorts:
         self._hoped: dict[str, PortDetails] = {}  # those that are to be wired and could not be so far
         self._told: set[str] = set()  # those that the network service was told to be up
         self._tell_down: set[str] = set()
+        self._stale: set[str] = set()  # names of ports that had neither device nor owner
 
     def ids(self) -> set[str]:
         return set(self._wired)
@@ -95,24 +96,28 @@ class LocalPorts:
         for port_id in sorted(port_ids):
             port = seen.get(port_id)
             (unwire if port is None or port.ofport is None else asked).append(port_id)
-        answers = await asyncio.gather(
-            *(self._source.port(port_id, self._host) for port_id in asked), return_exceptions=True
-        )
-        failed: dict[str, KilonovaError] = {}
-        wire: dict[str, PortDetails] = {}
-        for port_id, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, KilonovaError):
-                failed[port_id] = answer
-            elif isinstance(answer, BaseException):
-                raise answer
-            elif answer is None or not answer.admin_state_up:
-                unwire.append(port_id)
-            else:
-                wire[port_id] = answer
+        calls = {port_id: self._source.port(port_id, self._host) for port_id in asked}
+        answers, failed = await gathered(calls)
+        wire = {port_id: new for port_id, new in answers.items() if new is not None and new.admin_state_up}
+        unwire += answers.keys() - wire.keys()
         await self._unwire(unwire)
         failed |= await self._wire(wire)
         failed |= await self._tell(self._tell_down, up=False)
         return failed
+
+    async def remove_stale(self) -> None:
+        """Remove ports that have no device and that the network service does not have here.
+
+        A host that was powered off comes back with all ports that it had.  What is about to be plugged looks
+        the same for a moment, so only what has looked so twice goes.
+        """
+        seen = {port_id: port for port_id, port in self._switch.guest_ports().items() if port.ofport is None}
+        answers, _ = await gathered({port_id: self._source.port(port_id, self._host) for port_id in seen})
+        stale = {seen[port_id].name for port_id, answer in answers.items() if answer is None}
+        for name in sorted(stale & self._stale):
+            log.info("removing a port of which nothing is left", name=name)
+            await self._switch.remove_port(name)
+        self._stale = stale
 
     # ---- in ----
 
@@ -131,6 +136,8 @@ class LocalPorts:
                     await self._let_in({port_id: new})
                 except KilonovaError as error:
                     failed[port_id] = error
+            nonsense = [port_id for port_id in ready if isinstance(failed.get(port_id), Invalid)]
+            await self._unwire(nonsense)  # what it was once allowed holds no more
         return failed | await self._tell(ready.keys() - failed.keys(), up=True)
 
     def _has_moved(self, port_id: str, new: PortDetails) -> bool:
@@ -168,6 +175,7 @@ class LocalPorts:
             self._hoped.pop(port_id, None)
         if access:
             await self._switch.wire(access)
+        if access or not fresh.keys() <= self._told:  # an earlier try may have been left unconfirmed
             await self._switch.applied()
 
     # ---- out ----
@@ -203,16 +211,11 @@ class LocalPorts:
         else:
             news = sorted(port_ids)
         say = self._source.port_up if up else self._source.port_down
-        answers = await asyncio.gather(
-            *(say(port_id, self._host) for port_id in news), return_exceptions=True
-        )
-        failed: dict[str, KilonovaError] = {}
-        for port_id, answer in zip(news, answers, strict=True):
-            if isinstance(answer, KilonovaError) and not isinstance(answer, NotFound):
-                failed[port_id] = answer
+        _, failed = await gathered({port_id: say(port_id, self._host) for port_id in news})
+        failed = {port_id: error for port_id, error in failed.items() if not isinstance(error, NotFound)}
+        for port_id in news:
+            if port_id in failed:
                 continue
-            if isinstance(answer, BaseException) and not isinstance(answer, NotFound):
-                raise answer
             if up:
                 self._told.add(port_id)
             else:

@@ -36,6 +36,8 @@ async def run(
         )
     except FileNotFoundError:
         raise HostFault(f"The program '{command[0]}' is not installed on this host.") from None
+    except OSError as error:
+        raise HostFault(f"The program '{command[0]}' cannot be run: {error.strerror}.") from error
     try:
         async with asyncio.timeout(timeout):
             out, err = await process.communicate(stdin.encode())

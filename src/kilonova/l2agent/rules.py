@@ -12,6 +12,7 @@ _TCP, _UDP, _SCTP = 6, 17, 132
 _PORTED = {"tcp": _TCP, "udp": _UDP, "sctp": _SCTP}
 _ICMP = {"icmp", "1"}
 _ICMPV6 = {"icmpv6", "ipv6-icmp", "icmp6", "58"}
+_LATER_FRAGMENT = "ipv6,nw_frag=later"
 _NAMED = {
     "ah": 51,
     "dccp": 33,
@@ -48,7 +49,9 @@ def port_masks(low: int, high: int) -> list[str]:
 def rule_matches(rule: FilterRule) -> list[str]:
     """The matches that together are this rule, for its direction; none if it admits nobody.
 
-    Raises Invalid.
+    Only the first fragment of a packet tells ports and types (in IPv6 even the protocol), so the later ones
+    are let through by the rest of the rule: they are worth nothing to anybody without the first.  Raises
+    Invalid.
     """
     version = {"IPv4": 4, "IPv6": 6}.get(rule.ethertype)
     if version is None:
@@ -88,20 +91,23 @@ def _protocol(rule: FilterRule, version: int) -> list[str]:
         number = int(name)
     match = f"{family},nw_proto={number}"
     if number not in _PORTED.values() or rule.port_min is None:
-        return [match]
+        return [match] if version == 4 else [match, _LATER_FRAGMENT]
     high = rule.port_min if rule.port_max is None else rule.port_max
-    return [f"{match},tp_dst={mask}" for mask in port_masks(rule.port_min, high)]
+    ports = [f"{match},tp_dst={mask}" for mask in port_masks(rule.port_min, high)]
+    return [*ports, f"{match},nw_frag=later" if version == 4 else _LATER_FRAGMENT]
 
 
 def _icmp(rule: FilterRule, version: int) -> list[str]:
-    match = "icmp" if version == 4 else "icmp6"
+    name = match = "icmp" if version == 4 else "icmp6"
     for field, value in (("icmp_type", rule.port_min), ("icmp_code", rule.port_max)):
         if value is None:
             break
         if not 0 <= value <= 255:
             raise Invalid(f"{value} is no {field.replace('_', ' ')}.")
         match += f",{field}={value}"
-    return [match]
+    if version == 6:
+        return [match, _LATER_FRAGMENT]
+    return [match] if match == name else [match, f"{name},nw_frag=later"]
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

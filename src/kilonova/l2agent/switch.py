@@ -60,13 +60,21 @@ class SwitchPort(msgspec.Struct, frozen=True, kw_only=True):
 class Switch:
     """The integration bridge.  Implements ovsdb.Listener.
 
-    ``on_change(names)`` is called in the event loop with the names of ports that came, changed or went.
+    ``on_change(names)`` is called in the event loop with the names of ports that came, changed or went, and
+    ``on_content()`` when the database is there (again).
     """
 
-    def __init__(self, ovsdb: Ovsdb, bridge: str, on_change: Callable[[set[str]], None]) -> None:
+    def __init__(
+        self,
+        ovsdb: Ovsdb,
+        bridge: str,
+        on_change: Callable[[set[str]], None],
+        on_content: Callable[[], None] = lambda: None,
+    ) -> None:
         self.ovsdb = ovsdb
         self.bridge = bridge
         self._on_change = on_change
+        self._on_content = on_content
         self._tables: dict[str, dict[str, Row]] = {name: {} for name in TABLES}
         self._ports: dict[str, SwitchPort] = {}
         self._changed = asyncio.Event()
@@ -76,6 +84,7 @@ class Switch:
     def content(self, updates: Updates) -> None:
         self._tables = {name: {} for name in TABLES}
         self.changed(updates)
+        self._on_content()
 
     def changed(self, updates: Updates) -> None:
         for table, rows in updates.items():

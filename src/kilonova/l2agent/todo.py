@@ -32,12 +32,22 @@ class Todo:
     def everything(self) -> None:
         self.add(*EVERYTHING)
 
+    def later(self, key: Key, wait: float) -> None:
+        """This comes in ``wait`` seconds."""
+        self._later[key] = self._clock.now() + int(wait * SECOND)
+        self._woken.set()
+
     def again(self, keys: set[Key]) -> None:
         """These have failed; they come again later."""
-        now = self._clock.now()
         for key in keys:
             count = self._failures[key] = self._failures.get(key, 0) + 1
-            self._later[key] = now + int(min(_FIRST * 2 ** min(count - 1, 20), _LONGEST) * SECOND)
+            self.later(key, min(_FIRST * 2 ** min(count - 1, 20), _LONGEST))
+
+    def hurry(self) -> None:
+        """What they failed of may be over: all that wait come now."""
+        self._now |= self._later.keys()
+        self._later.clear()
+        self._woken.set()
 
     def done(self, keys: set[Key]) -> None:
         for key in keys:

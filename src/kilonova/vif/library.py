@@ -87,7 +87,7 @@ class OsVif:
         guest is on a Linux bridge, and os-vif makes the switch's port in any case.
         """
         objects = self._objects
-        hybrid = bool(vif.details.get("ovs_hybrid_plug", False))
+        hybrid = is_hybrid(vif)
         profile = objects.vif.VIFPortProfileOpenVSwitch(
             interface_id=vif.port_id,
             # never left out: os-vif would write "system" to the bridge and cut off every guest on netdev
@@ -128,7 +128,19 @@ def _arguments() -> tuple[str, ...]:
     return names
 
 
+def is_hybrid(vif: Vif) -> bool:
+    """Whether a Linux bridge is between the guest and the switch, for filters in iptables."""
+    return bool(vif.details.get("ovs_hybrid_plug", False))
+
+
+def makes_port(vif: Vif) -> bool:
+    """Whether plug creates the switch's port, and not the hypervisor later."""
+    return vif.delegate_create or is_hybrid(vif)
+
+
 def reason(error: BaseException) -> str:
     """What really went wrong: os-vif wraps it in an exception that tells the whole port."""
     cause = getattr(error, "kwargs", {}).get("err", error)
+    if type(cause).__name__ == "TimeoutException":  # its text is all that was to be done
+        return "Open vSwitch did not do it in time."
     return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__

@@ -18,6 +18,48 @@ from kilonova.errors import TryAgain
 T = TypeVar("T")
 
 MOST_ABANDONED = 4
+CLOSE = 5.0  # seconds that ``close`` waits for a call that is under way
+
+
+class _Line:
+    """A thread and its queue.
+
+    It says itself when it has ended.  ``Thread.is_alive`` does not tell: eventlet, which os-vif imports,
+    executes a second copy of ``threading``, and that takes the sign of its end from the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.ended = threading.Event()
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        finally:
+            self.ended.set()
+
+    def put(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """It ends when the jobs that it has are done."""
+        self._jobs.put(None)
+
+
+class _Call:
+    """Whether a call's outcome is still waited for; exactly one of the two sides decides."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._decided = False
+
+    def decide(self) -> bool:
+        """True for whoever comes first: the outcome, or the end of the wait for it."""
+        with self._lock:
+            first, self._decided = not self._decided, True
+            return first
 
 
 class Worker:
@@ -26,9 +68,8 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = asyncio.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        self._abandoned: set[threading.Thread] = set()
-        self._thread: threading.Thread | None = None
+        self._line: _Line | None = None
+        self._abandoned: set[_Line] = set()
 
     async def call(self, work: Callable[[], T], timeout: float, on_late: Callable[[], None]) -> T:
         """What ``work`` gives or raises.
@@ -37,10 +78,10 @@ class Worker:
         thread if it then does return after all.  Raises TryAgain when too many calls hang already.
         """
         async with self._lock:
-            jobs = self._open()
+            line = self._open()
             loop = asyncio.get_running_loop()
             done: asyncio.Future[T] = loop.create_future()
-            late = threading.Event()
+            call = _Call()
 
             def job() -> None:
                 outcome: tuple[Any, BaseException | None]
@@ -48,51 +89,47 @@ class Worker:
                     outcome = work(), None
                 except BaseException as error:  # noqa: BLE001  # handed to the caller, whatever it is
                     outcome = None, error
-                if late.is_set():
-                    on_late()
-                else:
+                if call.decide():
                     loop.call_soon_threadsafe(_settle, done, *outcome)
+                else:
+                    on_late()
 
-            jobs.put(job)
+            line.put(job)
             try:
                 async with asyncio.timeout(timeout):
                     return await asyncio.shield(done)
-            except (TimeoutError, asyncio.CancelledError):
-                if not done.done():
-                    late.set()
-                    self._abandon()
+            except (TimeoutError, asyncio.CancelledError) as error:
+                if done.done():
+                    raise
+                if call.decide():
+                    self._abandon(line)
+                    raise
+                if isinstance(error, TimeoutError):
+                    return await done  # it came at this very moment
                 raise
 
-    def _open(self) -> queue.SimpleQueue[Callable[[], None] | None]:
-        if self._jobs is None:
-            self._abandoned = {thread for thread in self._abandoned if thread.is_alive()}
+    def _open(self) -> _Line:
+        if self._line is None:
+            self._abandoned = {line for line in self._abandoned if not line.ended.is_set()}
             if len(self._abandoned) >= MOST_ABANDONED:
                 raise TryAgain(
                     f"{len(self._abandoned)} calls of {self._name} hang; none is begun until one ends."
                 )
-            jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-            self._jobs = jobs
-            self._thread = threading.Thread(target=_serve, args=(jobs,), name=self._name, daemon=True)
-            self._thread.start()
-        return self._jobs
+            self._line = _Line(self._name)
+        return self._line
 
-    def _abandon(self) -> None:
-        assert self._jobs is not None and self._thread is not None
-        self._jobs.put(None)
-        self._jobs = None
-        self._abandoned.add(self._thread)
+    def _abandon(self, line: _Line) -> None:
+        line.end()
+        self._abandoned.add(line)
+        self._line = None
 
     async def close(self) -> None:
+        """Wait for the call that is under way, but not for ever."""
         async with self._lock:
-            if self._jobs is not None and self._thread is not None:
-                self._jobs.put(None)
-                await asyncio.to_thread(self._thread.join, 5)
-                self._jobs = None
-
-
-def _serve(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
+            if self._line is not None:
+                line, self._line = self._line, None
+                line.end()
+                await asyncio.to_thread(line.ended.wait, CLOSE)
 
 
 def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
