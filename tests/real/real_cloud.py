@@ -14,10 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kilonova.errors import Unreachable
 from kilonova.l2agent.namespace import namespace_name
 from kilonova.l2agent.reach import open_connection_in
 
+# openstacksdk meets its own deprecations, and leaves the file open that it has uploaded
+SDKS_OWN = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in (
+        "DeprecationWarning",
+        "PendingDeprecationWarning",
+        "ResourceWarning",
+        "pytest.PytestUnraisableExceptionWarning",
+    )
+]
 ROOT = Path(__file__).resolve().parents[2]
 READY = 120.0  # seconds that the cloud may take; the machine is busy
 GUEST = 300.0  # seconds from power on to "ready" that a guest under TCG may take on a busy machine
@@ -41,6 +53,7 @@ class RealCloud:
         self.config = directory / "nova.conf"
         self.config.write_text(f"[libvirt]\nvirt_type = qemu\ntb_cache_size = 32\n{options}")
         self.output = directory / "output"
+        self.bridge = "br-int"
         self._offset = port_offset
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -142,7 +155,7 @@ class RealCloud:
     def remains(self) -> dict[str, list[str]]:
         """Everything that guests and networks have on this host: empty when nothing is left."""
         domains = lines("virsh", "-q", "-c", "qemu:///system", "list", "--all", "--name")
-        bridge = lines("ovs-vsctl", "--timeout=10", "list-ports", "br-int")
+        bridge = lines("ovs-vsctl", "--timeout=10", "list-ports", self.bridge)
         links = [line.split(": ")[1] for line in lines("ip", "-o", "link")]
         taps = [link for link in links if link.startswith("tap")]
         files = [path.name for path in (self.state / "instances").iterdir() if path.name[:1] != "_"]

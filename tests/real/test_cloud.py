@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 
 from kilonova.errors import Unreachable
-from tests.real.real_cloud import ROOT, RealCloud, wait_until
+from tests.real.real_cloud import ROOT, SDKS_OWN, RealCloud, wait_until
 
-# openstacksdk meets its own deprecations, and leaves the file open that it has uploaded
-SDKS_OWN = ("PendingDeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
-pytestmark = [
-    pytest.mark.real,
-    *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in SDKS_OWN),
-]
+pytestmark = [pytest.mark.real, *SDKS_OWN]
 
 USER_DATA = b"#!/bin/sh\necho hello from user data\n"
 
