@@ -35,8 +35,9 @@ class Journal:
     ) -> int:
         """Write the operation down; it runs as soon as this transaction is committed.
 
-        It waits for an earlier operation of the same instance.  ``known`` is what the first run need not
-        read again.  Returns the id of the action.
+        It waits for an earlier operation of the same instance.  The caller has changed the instance's row in
+        this transaction: that is the lock which keeps two submitters of one instance apart.  ``known`` is
+        what the first run need not read again.  Returns the id of the action.
         """
         now = self._clock.now()
         waits = tx.one(sql.OPEN_OF, uuid=instance_uuid) is not None

@@ -49,6 +49,7 @@ class Runner:
         self._concurrency = concurrency
         self._running: dict[int, tuple[Run, asyncio.Task[None]]] = {}
         self._dropped: dict[int, int] = {}  # what we own and walk no more -> its epoch
+        self._claiming = 0  # places that are kept for a claim under way
         self._blind = False  # the database does not answer
         self._renewed = 0
         self._hint = asyncio.Event()
@@ -58,7 +59,8 @@ class Runner:
 
     def takes_more(self) -> bool:
         """Whether a new operation may start here at once."""
-        return bool(self._loops) and not self._stopping and len(self._running) < self._concurrency
+        room = self._concurrency - len(self._running) - self._claiming
+        return bool(self._loops) and not self._stopping and room > 0
 
     async def start(self, *, sole: bool) -> None:
         """Begin to claim.  ``sole``: no other runner can be alive, so every lease is a dead one's."""
@@ -223,7 +225,11 @@ class Runner:
                 return []
             return tx.all(sql.CLAIM, new_owner=self.owner, lease=self.lease, limit=room)
 
-        rows = await self.db.write(claim)
+        self._claiming = max(room, 0)
+        try:
+            rows = await self.db.write(claim)
+        finally:
+            self._claiming = 0
         for action_id in dropped:
             self._dropped.pop(action_id, None)
         for row in rows:

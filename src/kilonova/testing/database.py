@@ -19,20 +19,18 @@ LONG = 3600 * SECOND  # of virtual time: nothing takes longer
 class WatchedDatabase:
     """A Database that knows whether it has work, and can be ``gone``.
 
-    ``fail`` is asked at each write, with the number of the write, whether that one fails.
+    ``fail`` is asked at each write, by the name of its function, whether that one fails.
     """
 
     def __init__(self, db: Database) -> None:
         self.name = db.name
         self.gone = False
-        self.fail: Callable[[int], bool] = lambda number: False
-        self.writes = 0
+        self.fail: Callable[[str], bool] = lambda name: False
         self.raw = db
         self._working = 0
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
-        self.writes += 1
-        if self.gone or self.fail(self.writes):
+        if self.gone or self.fail(fn.__name__):
             raise DatabaseUnavailable("A test has taken the database away.")
         return await self._counted(self.raw.write(fn))
 

@@ -10,8 +10,7 @@ from sqlalchemy import update
 from kilonova.clock import SECOND
 from kilonova.db.engine import Database
 from kilonova.db.tables.journal import actions
-from kilonova.errors import Conflict, Failed, HostFault, TryAgain
-from kilonova.journal import attention
+from kilonova.errors import Failed, HostFault, TryAgain
 from kilonova.testing.clock import VirtualClock
 from kilonova.testing.database import WatchedDatabase
 from tests.unit.journal.toy import World, crash_at, lab, toy
@@ -303,37 +302,6 @@ async def test_what_is_finished_is_never_claimed(db: Database, clock: VirtualClo
         clock.advance(10_000)
         assert await it.runner._claim() is False
         assert await it.row(action) == row
-
-
-async def test_an_undo_that_keeps_failing_asks_for_an_operator(db: Database, clock: VirtualClock) -> None:
-    world = World(faults={"b": [Failed("no")], "-b": [TryAgain("gone")] * 30})
-    async with lab(db, clock, toy(world)) as it:
-        action = await it.submit()
-        row = await it.ended(action)
-        assert (row["state"], row["open"]) == ("attention", True)
-        found = await it.db.read(attention.needing_attention)
-        assert [each.id for each in found] == [action]
-        await it.resolve(action, "retry")
-        row = await it.ended(action)
-        assert row["state"] == "failed"
-        assert world.things == set()
-        with pytest.raises(Conflict):
-            await it.resolve(action, "skip")
-
-
-@pytest.mark.parametrize(("verb", "left"), [("skip", {"b"}), ("abandon", {"a", "b"})])
-async def test_what_an_operator_may_decide(
-    db: Database, clock: VirtualClock, verb: str, left: set[str]
-) -> None:
-    world = World(faults={"b": [Failed("no")], "-b": [TryAgain("gone")] * 30})
-    async with lab(db, clock, toy(world)) as it:
-        action = await it.submit()
-        await it.ended(action)
-        await it.resolve(action, verb)
-        row = await it.ended(action)
-        assert row["state"] == "failed"
-        assert world.things == left
-        assert any(phase == "operator" for _, phase, _, _ in await it.events(action))
 
 
 async def test_the_plan_of_an_earlier_release_runs_as_it_was_stored(

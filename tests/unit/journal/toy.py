@@ -41,6 +41,9 @@ class World:
     verdict: StoredError | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
 
+    async def enter(self, run: Run, step: str) -> None:
+        """Hears of each step that begins."""
+
     async def visit(self, what: str) -> None:
         self.done.append(what)
         self.entered.setdefault(what, asyncio.Event()).set()
@@ -51,10 +54,17 @@ class World:
 
 
 def toy(
-    world: World, names: str = "abc", *, waits: bool = False, pivot: str = "", retry: str = ""
+    world: World,
+    names: str = "abc",
+    *,
+    waits: bool = False,
+    pivot: str = "",
+    retry: str = "",
+    deadline: float = 120.0,
 ) -> Operation:
     def make(name: str) -> Step:
         async def do(run: Run) -> Done:
+            await world.enter(run, name)
             world.things.add(name)
             await world.visit(name)
             return Done(output=f"{name}{run.action.round}", changes={"last": name})
@@ -89,7 +99,7 @@ def toy(
         params=Params,
         apply=lambda tx, run, changes: world.changes.append(changes),
         failed=failed,
-        deadline=120.0,
+        deadline=deadline,
         retry_from=retry or None,
         max_rounds=lambda run: 3,
         host_of=lambda run: f"host{run.action.round}",
@@ -143,7 +153,10 @@ class Lab:
         async def reached() -> bool:
             return (await self.row(action_id))["state"] in states
 
-        await settle(reached, self.db, self.clock)
+        try:
+            await settle(reached, self.db, self.clock)
+        except TimeoutError as error:
+            raise TimeoutError(f"{await self.row(action_id)}") from error
         return await self.row(action_id)
 
     async def ended(self, action_id: int) -> dict[str, Any]:
@@ -205,7 +218,7 @@ async def lab(
     try:
         yield made
     finally:
-        watched.gone, watched.fail = False, lambda number: False
+        watched.gone, watched.fail = False, lambda name: False
         if own_clock is not None:
             made.clock = own_clock
         stop = asyncio.create_task(runner.stop())
