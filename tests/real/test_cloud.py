@@ -160,6 +160,7 @@ def test_guests_of_one_network_reach_each_other_and_others_do_not(project: Proje
         project.cloud.page(second, a, timeout=3)
 
 
+@pytest.mark.capability("MG-BLD-12", "MG-VIF-3", "OVS-25")
 def test_the_console_and_the_actions_tell_what_happened(project: Project, guests: Guests) -> None:
     server = guests.by_name["a"]
     (action,) = list(project.client.compute.server_actions(server))
@@ -171,6 +172,7 @@ def test_the_console_and_the_actions_tell_what_happened(project: Project, guests
     assert all(event["result"] == "Success" for event in events)
 
 
+@pytest.mark.capability("MG-PWR-3", "MG-PWR-1")
 def test_stop_start_and_reboot(project: Project, guests: Guests) -> None:
     client, server = project.client, guests.by_name["b"]
     client.compute.stop_server(server)
@@ -201,6 +203,7 @@ def test_a_killed_cloud_finds_its_guests_again(project: Project, guests: Guests,
     project.client.compute.wait_for_delete(late, wait=120, interval=0.2)
 
 
+@pytest.mark.capability("MG-DEL-2")
 def test_everything_is_gone_after_the_deletes(project: Project, guests: Guests, cloud: RealCloud) -> None:
     for server in guests.by_name.values():
         project.client.compute.delete_server(server)

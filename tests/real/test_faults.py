@@ -112,6 +112,7 @@ def _clean(lab: Lab) -> Iterator[None]:
     lab.nothing_is_left()
 
 
+@pytest.mark.capability("MG-VIF-5", "MG-BLD-16", "MG-BLD-18")
 def test_a_guest_that_does_not_start_is_undone(lab: Lab) -> None:
     port = lab.client.network.create_port(network_id=lab.network.id)
     held = hold_tap("tap" + port.id[:11])  # somebody else has the device
@@ -135,6 +136,7 @@ def hold_tap(name: str) -> int:
     return handle
 
 
+@pytest.mark.capability("MG-VIF-5")
 def test_a_switch_that_is_down_fails_the_boot_and_nothing_else(lab: Lab) -> None:
     before = lab.reaches(lab.boot("before"), "ACTIVE")
     kill_daemon("ovs-vswitchd")
@@ -159,6 +161,7 @@ def events(lab: Lab, server: Any) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.capability("MG-PWR-1")
 def test_a_guest_that_ignores_the_power_button_is_turned_off(lab: Lab) -> None:
     server = lab.reaches(lab.boot("deaf", DEAF), "ACTIVE")
     began = time.monotonic()
@@ -168,6 +171,7 @@ def test_a_guest_that_ignores_the_power_button_is_turned_off(lab: Lab) -> None:
     assert lines("virsh", "-q", "-c", "qemu:///system", "list", "--name") == []
 
 
+@pytest.mark.capability("MG-PWR-1", "MG-PWR-2")
 def test_a_guest_that_hears_the_power_button_turns_itself_off(lab: Lab) -> None:
     server = lab.reaches(lab.boot("hears"), "ACTIVE")
     wait_until(lambda: "tiny: up" in lab.cloud.console(lab.client, server), 60)
@@ -176,6 +180,7 @@ def test_a_guest_that_hears_the_power_button_turns_itself_off(lab: Lab) -> None:
     assert "tiny: off" in lab.cloud.console(lab.client, server)
 
 
+@pytest.mark.capability("MG-PER-19", "MG-LCE-1")
 def test_a_guest_that_goes_off_by_itself_is_stopped(lab: Lab) -> None:
     server = lab.boot("quits", QUITS)
     lab.reaches(server, "SHUTOFF")
@@ -205,6 +210,7 @@ def qemu_of(uuid: str) -> int:
     raise AssertionError(f"no QEMU of {uuid}")
 
 
+@pytest.mark.capability("MG-VIF-4", "OVS-11")
 def test_a_guest_whose_port_is_not_wired_is_cut_off_until_it_is(lab: Lab, tmp_path: Path) -> None:
     """With ``vif_plugging_is_fatal = false`` a guest may run before its port is wired: isolated."""
     file = tmp_path / "kn-guest.qcow2"
@@ -275,6 +281,7 @@ def test_a_full_disk_fails_the_boot_and_leaves_no_piece_of_the_image(
         subprocess.run(["umount", instances], check=True)
 
 
+@pytest.mark.capability("MG-INIT-12")
 @pytest.mark.parametrize("after", [0.1, 0.5, 1.0, 2.0])
 def test_a_cloud_that_is_killed_in_boots_and_deletes_finishes_them(lab: Lab, after: float) -> None:
     servers = [lab.boot(f"s{number}") for number in range(4)]
