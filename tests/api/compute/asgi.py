@@ -111,10 +111,11 @@ class Api:
             "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
             "server": ("127.0.0.1", 8774),
         }
-        return await _exchange(self.app, scope, content)
+        return await exchange(self.app, scope, content)
 
 
-async def _exchange(app: ASGIApp, scope: dict[str, Any], content: bytes) -> Reply:
+async def exchange(app: ASGIApp, scope: dict[str, Any], content: bytes) -> Reply:
+    """One request, as ASGI has it, and its answer."""
     sent: list[Any] = []
     waiting = [{"type": "http.request", "body": content, "more_body": False}]
 

@@ -40,7 +40,7 @@ ACTIONS = Statement(select(func.count()).select_from(actions))
 NOBODYS = "99999999-9999-4999-8999-999999999999"  # an id that nothing has
 
 
-@dataclass
+@dataclass(repr=False)
 class Whole:
     cloud: EmbeddedCloud
     api: Api
