@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kilonova.api import (
+    aggregates,
     availability_zones,
     extensions,
     external_events,
@@ -47,6 +48,7 @@ RESOURCES: tuple[tuple[Route, ...], ...] = (
     quota_classes.ROUTES,
     usages.ROUTES,
     availability_zones.ROUTES,
+    aggregates.ROUTES,
     hypervisors.ROUTES,
     services.ROUTES,
     extensions.ROUTES,

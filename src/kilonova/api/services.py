@@ -9,7 +9,7 @@ from kilonova.api.routes import Route
 from kilonova.api.schema.kinds import is_uuid
 from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
 from kilonova.api.views.services import COMPUTE, SERVICE, Service, compute_service, controller_services
-from kilonova.db import hosts, instances
+from kilonova.db import aggregates, hosts, instances
 from kilonova.db.engine import Tx
 from kilonova.errors import Conflict, Invalid, NotFound
 from kilonova.model.host import Host
@@ -120,7 +120,10 @@ async def update_by_verb(call: Call) -> dict[str, Any]:
 
 
 async def delete(call: Call) -> None:
-    """Also its node and resource provider.  An agent that still runs reports anew, with another id."""
+    """Also its node and resource provider, and its part in aggregates.
+
+    An agent that still runs reports anew, with another id.
+    """
     service_id = call.path["service_id"]
     if call.version >= _BY_UUID_SINCE:
         _check_uuid(service_id)
@@ -143,7 +146,13 @@ async def delete(call: Call) -> None:
     found = await call.cloud.db.read(unused)
     # First the provider: while a server is on its way to the host, something is booked there.
     await call.cloud.placement.remove(found.compute_id)
-    await call.cloud.db.write(lambda tx: hosts.remove(tx, unused(tx).host))
+
+    def forget(tx: Tx) -> None:
+        host = unused(tx).host
+        aggregates.forget_host(tx, host)
+        hosts.remove(tx, host)
+
+    await call.cloud.db.write(forget)
     call.cloud.scheduler.forget()
 
 

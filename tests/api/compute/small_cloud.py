@@ -19,7 +19,7 @@ from kilonova.api.policy import Policy
 from kilonova.db import hosts, instances, quotas
 from kilonova.db.engine import Database, Tx
 from kilonova.db.quotas import Limits
-from kilonova.errors import Conflict, Unauthenticated
+from kilonova.errors import Conflict, Unauthenticated, Unreachable
 from kilonova.model.context import RequestContext
 from kilonova.model.flavor import Flavor
 from kilonova.model.host import Host, HostReport, Inventory
@@ -60,12 +60,20 @@ class Identities:
 
 @dataclass
 class Providers:
-    """The part of placement that lists of hypervisors and deletions of services ask."""
+    """The part of placement that lists of hypervisors, deletions of services and aggregates ask."""
 
     found: list[ProviderSummary] = field(default_factory=list)
+    aggregates: set[tuple[str, str]] = field(default_factory=set)  # provider, aggregate
+    broken: bool = False
 
     async def providers(self) -> list[ProviderSummary]:
         return self.found
+
+    async def set_aggregate(self, uuid: str, aggregate: str, member: bool) -> None:
+        if self.broken:
+            raise Unreachable("placement does not answer")
+        change = self.aggregates.add if member else self.aggregates.discard
+        change((uuid, aggregate))
 
     async def remove(self, uuid: str) -> None:
         if any(one.uuid == uuid and any(one.used.values()) for one in self.found):

@@ -80,6 +80,27 @@ hosts = Table(
     number("started_at"),
 )
 
+aggregates = Table(
+    "aggregates",
+    metadata,
+    serial(),
+    text("uuid", unique=True),
+    text("name", unique=True),
+    text("availability_zone", nullable=True),
+    json_text("metadata"),
+    number("created_at"),
+    number("updated_at", nullable=True),
+)
+
+aggregate_hosts = Table(
+    "aggregate_hosts",
+    metadata,
+    number("aggregate_id"),
+    text("host"),
+    PrimaryKeyConstraint("aggregate_id", "host"),
+    Index("aggregate_hosts_by_host", "host"),
+)
+
 flavors = Table(
     "flavors",
     metadata,

@@ -32,6 +32,9 @@ class Placement(Protocol):
         """Forget a provider; one that is not there is forgotten already.  Raises Conflict while anything is
         booked on it."""
 
+    async def set_aggregate(self, uuid: str, aggregate: str, member: bool) -> None:
+        """Whether a provider is in an aggregate (a uuid).  Raises NotFound for an unknown provider."""
+
     async def providers(self) -> list[ProviderSummary]: ...
 
     async def claim(
