@@ -38,18 +38,19 @@ _DROP_CONSUMER = Statement(delete(_c).where(_c.c.uuid == bindparam("uuid")))
 _BUMP = Statement(
     update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + _amount("by"))
 )
+_ALLOWED = (
+    _key(_i.c.provider),
+    _key(_i.c.resource_class),
+    _i.c.min_unit <= _amount("amount"),
+    _i.c.max_unit >= _amount("amount"),
+    _amount("amount") % _i.c.step_size == 0,
+)
 _TAKE = Statement(
     update(_i)
-    .where(
-        _key(_i.c.provider),
-        _key(_i.c.resource_class),
-        _i.c.min_unit <= _amount("amount"),
-        _i.c.max_unit >= _amount("amount"),
-        _amount("amount") % _i.c.step_size == 0,
-        _i.c.used + _amount("more") <= (_i.c.total - _i.c.reserved) * _i.c.allocation_ratio,
-    )
+    .where(*_ALLOWED, _i.c.used + _amount("more") <= (_i.c.total - _i.c.reserved) * _i.c.allocation_ratio)
     .values(used=_i.c.used + _amount("more"))
 )
+_SHRINK = Statement(update(_i).where(*_ALLOWED).values(used=_i.c.used - _amount("less")))
 _GIVE = Statement(
     update(_i)
     .where(_key(_i.c.provider), _key(_i.c.resource_class))
@@ -146,7 +147,8 @@ def release(tx: Tx, consumer: str) -> bool:
 def replace(tx: Tx, consumer: str, old: Held, new: Held) -> None:
     """Exchange what a consumer (whose row the caller has locked) holds.
 
-    Whatever grows must fit; what shrinks or stays may stand on a provider that is too full by now.
+    Whatever grows must fit; what shrinks or stays may stand on a provider that is too full by now, but
+    what shrinks must be of an allowed size.
     Raises NotFound for a provider that is not there and DoesNotFit.
     """
     for provider in sorted({*old, *new}):
@@ -166,9 +168,15 @@ def replace(tx: Tx, consumer: str, old: Held, new: Held) -> None:
 
 def _exchange(tx: Tx, provider: str, name: str, before: int, after: int) -> None:
     place = {"of_provider": provider, "of_resource_class": name}
-    if after <= before:
-        tx.run(_GIVE, amount=before - after, **place)
-    elif not tx.run(_TAKE, amount=after, more=after - before, **place):
+    if after == before:
+        return
+    if after == 0:
+        tx.run(_GIVE, amount=before, **place)
+    elif not (
+        tx.run(_SHRINK, amount=after, less=before - after, **place)
+        if after < before
+        else tx.run(_TAKE, amount=after, more=after - before, **place)
+    ):
         raise DoesNotFit(
             f"Unable to create allocation for '{name}' on resource provider '{provider}': {after} do not fit "
             "its inventory (capacity, min_unit, max_unit or step_size), or it has none."

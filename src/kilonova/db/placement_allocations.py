@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 from kilonova.db import placement
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.placement_providers import ConcurrentUpdate
+from kilonova.db.placement_providers import lock as lock_provider
 from kilonova.db.tables.placement import allocations, consumers
 
 _a, _c = allocations, consumers
@@ -63,34 +64,65 @@ ANY = object()
 """Stands for a generation that the caller does not care about."""
 
 
-def put(tx: Tx, wanted: Consumer, resources: placement.Held, generation: object = ANY) -> None:
-    """Make ``resources`` all that a consumer holds; none of them removes the consumer.
+class Put(msgspec.Struct, frozen=True):
+    """What a consumer shall hold; nothing removes the consumer.
 
     ``generation`` is what the caller knows: a number, None for a consumer that is new, ANY for no check.
+    """
+
+    consumer: Consumer
+    resources: placement.Held
+    generation: object = ANY
+
+
+def put(tx: Tx, wanted: list[Put]) -> None:
+    """Make that all that these (different) consumers hold, all or nothing.
+
+    Locks are taken as everywhere in placement: consumers, then providers, each in the order of their uuids.
     Raises ConcurrentUpdate, NotFound (a provider), kilonova.db.placement.DoesNotFit.
     """
-    values = msgspec.structs.asdict(msgspec.structs.replace(wanted, generation=0))
+    found = {
+        each.consumer.uuid: _lock(tx, each) for each in sorted(wanted, key=lambda each: each.consumer.uuid)
+    }
+    held = {uuid: placement.held(tx, uuid) for uuid in found}
+    places = {provider for each in wanted for provider in each.resources}
+    for provider in sorted(places.union(*held.values())):
+        lock_provider(tx, provider)
+    # who gives something back goes first, so that another may have it
+    for each in sorted(wanted, key=lambda each: bool(each.resources)):
+        placement.replace(tx, each.consumer.uuid, held[each.consumer.uuid], each.resources)
+        _note(tx, each, found[each.consumer.uuid])
+
+
+def _lock(tx: Tx, wanted: Put) -> Consumer:
+    """The consumer as it is, or a new one of generation 0.  Raises ConcurrentUpdate."""
+    values = msgspec.structs.asdict(msgspec.structs.replace(wanted.consumer, generation=0))
     while True:
         made = tx.run(_ADD, **values) == 1
-        row = tx.one(_LOCK, uuid=wanted.uuid)
+        row = tx.one(_LOCK, uuid=wanted.consumer.uuid)
         if row is not None:  # else it was removed just now
             break
     found = Consumer(**dict(zip(Consumer.__struct_fields__, row, strict=True)))
-    expected = None if made else found.generation
-    if generation is not ANY and generation != expected:
-        raise ConcurrentUpdate(f"consumer generation conflict - expected {expected} but got {generation}")
-    placement.replace(tx, wanted.uuid, {} if made else placement.held(tx, wanted.uuid), resources)
-    if not resources:
-        tx.run(_DROP, uuid=wanted.uuid)
+    known = None if made else found.generation
+    if wanted.generation is not ANY and wanted.generation != known:
+        expected, got = ("null" if each is None else each for each in (known, wanted.generation))
+        raise ConcurrentUpdate(f"consumer generation conflict - expected {expected} but got {got}")
+    return found
+
+
+def _note(tx: Tx, wanted: Put, found: Consumer) -> None:
+    """The consumer's own row after the exchange."""
+    consumer = wanted.consumer
+    if not wanted.resources:
+        tx.run(_DROP, uuid=consumer.uuid)
         return
-    kind = wanted.consumer_type if wanted.consumer_type is not None else found.consumer_type
     tx.run(
         _SET,
-        of=wanted.uuid,
+        of=consumer.uuid,
         new_generation=found.generation + 1,
-        new_project_id=wanted.project_id,
-        new_user_id=wanted.user_id,
-        new_consumer_type=kind,
+        new_project_id=consumer.project_id,
+        new_user_id=consumer.user_id,
+        new_consumer_type=found.consumer_type if consumer.consumer_type is None else consumer.consumer_type,
     )
 
 

@@ -24,6 +24,7 @@ class Names:
         name = table.c.name
         self._all = Statement(select(name).order_by(name))
         self._show = Statement(select(name).where(name == bindparam("name")))
+        self._hold = Statement(select(name).where(name == bindparam("name")).with_for_update(read=True))
         self._add = Statement(
             insert_unless_there(table).values(name=bindparam("name")).on_conflict_do_nothing()
         )
@@ -36,6 +37,10 @@ class Names:
 
     def known(self, tx: Tx, name: str) -> bool:
         return tx.one(self._show, name=name) is not None
+
+    def hold(self, tx: Tx, name: str) -> bool:
+        """Whether it is known, and until the end of this transaction nobody takes it away."""
+        return tx.one(self._hold, name=name) is not None
 
     def add(self, tx: Tx, name: str) -> bool:
         """False if it was there."""

@@ -71,7 +71,7 @@ _CHANGE = Statement(
     .values(name=bindparam("new_name"), parent=bindparam("new_parent"), root=bindparam("new_root"))
 )
 _BUMP = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + 1))
-_TREE = Statement(select(_p.c.uuid, _p.c.parent).where(_p.c.root == bindparam("root")).with_for_update())
+_TREE = Statement(select(_p.c.uuid, _p.c.parent).where(_p.c.root == bindparam("root")))
 _ROOT = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(root=bindparam("new")))
 
 _STOCK = Statement(
@@ -185,11 +185,11 @@ def select_where(tx: Tx, *conditions: ColumnElement[bool]) -> list[Provider]:
 
 def create(tx: Tx, uuid: str, name: str, parent: str | None = None) -> Provider:
     """Add a provider.  Raises DuplicateName, and Invalid for a parent that does not exist."""
+    above = None if parent is None else _parent(tx, parent)
     if tx.one(_SHOW, uuid=uuid) is not None:
         raise DuplicateName(f"Conflicting resource provider uuid: {uuid} already exists.")
     _check_name(tx, uuid, name)
-    root = uuid if parent is None else _parent(tx, parent).root
-    made = Provider(uuid=uuid, name=name, generation=0, parent=parent, root=root)
+    made = Provider(uuid=uuid, name=name, generation=0, parent=parent, root=above.root if above else uuid)
     tx.run(_ADD, **msgspec.structs.asdict(made))
     return made
 
@@ -200,10 +200,28 @@ def _check_name(tx: Tx, uuid: str, name: str) -> None:
 
 
 def _parent(tx: Tx, uuid: str) -> Provider:
-    row = tx.one(_LOCK, uuid=uuid)
-    if row is None:
-        raise Invalid(f"parent provider UUID {uuid} does not exist.")
-    return Provider(**dict(zip(Provider.__struct_fields__, row, strict=True)))
+    """What shall be a parent, with its tree locked.  Raises Invalid if there is no such provider."""
+    _lock_trees(tx, uuid)
+    try:
+        return lock(tx, uuid)
+    except NotFound as error:
+        raise Invalid(f"parent provider UUID {uuid} does not exist.") from error
+
+
+def _lock_trees(tx: Tx, *uuids: str) -> None:
+    """Have nobody else change which providers are in the trees that these are in.
+
+    The row of a tree's root is the lock of its shape.
+    """
+    roots: set[str] = set()
+    while True:
+        rows = [tx.one(_SHOW, uuid=uuid) for uuid in uuids]
+        found = {row[-1] for row in rows if row is not None}
+        if found <= roots:
+            return
+        for root in sorted(found - roots):
+            tx.one(_LOCK, uuid=root)
+        roots |= found
 
 
 def change(tx: Tx, uuid: str, name: str, parent: str | None, *, reparent: bool) -> Provider:
@@ -212,6 +230,7 @@ def change(tx: Tx, uuid: str, name: str, parent: str | None, *, reparent: bool) 
     Without ``reparent`` a parent can be given to a provider that has none, and that is all.  Raises NotFound,
     DuplicateName, Invalid.
     """
+    _lock_trees(tx, *(each for each in (uuid, parent) if each is not None))
     provider = lock(tx, uuid)
     _check_name(tx, uuid, name)
     root = provider.root

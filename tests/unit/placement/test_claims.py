@@ -156,7 +156,7 @@ async def test_consumers_of_two_hosts_do_not_lock_each_other_out(placement: Buil
     async def put(hosts: list[str], classes: list[str]) -> None:
         wanted = Consumer(uuid=consumer(), generation=0, project_id="p", user_id="u")
         resources = {host: dict.fromkeys(classes, 1) for host in hosts}
-        await placement.db.write(lambda tx: allocations.put(tx, wanted, resources))
+        await placement.db.write(lambda tx: allocations.put(tx, [allocations.Put(wanted, resources)]))
 
     ways = [([HOST, other], ["VCPU", "DISK_GB"]), ([other, HOST], ["DISK_GB", "VCPU"])] * 8
     await asyncio.gather(*(put(*way) for way in ways))

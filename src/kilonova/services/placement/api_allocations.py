@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import Annotated, Any
 
 import msgspec
@@ -14,14 +13,15 @@ from kilonova.db import placement
 from kilonova.db import placement_allocations as allocations
 from kilonova.db import placement_providers as providers
 from kilonova.db.engine import Tx
-from kilonova.db.placement_allocations import Consumer
+from kilonova.db.placement_allocations import Consumer, Put
 from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.services.placement import known
-from kilonova.services.placement.call import At, BadQuery, Call, Routes, convert, is_uuid, no_content
+from kilonova.services.placement.call import At, BadQuery, Call, Routes, convert, no_content, read_uuid
 
 OWNERS, OBJECTS, GENERATIONS, MAPPINGS, TYPES = 8, 12, 28, 34, 38
 NOBODY = "00000000-0000-0000-0000-000000000000"
 UNKNOWN = "unknown"
+LONGEST = 255  # characters of a name or an id of others
 _TYPE = re.compile(r"[A-Z0-9_]{1,255}\Z")
 
 Amounts = dict[str, Annotated[int, Meta(ge=1, le=2**31 - 1)]]
@@ -53,17 +53,10 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     consumer_type: str | UnsetType = UNSET
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """What a consumer shall hold; ``generation`` is what the caller knows of it."""
-
-    consumer: Consumer
-    resources: placement.Held
-    generation: object
-
-
-def _read(call: Call, consumer: str, body: Body, *, may_be_empty: bool) -> Wanted:
+def _read(call: Call, consumer: str, body: Body, *, may_be_empty: bool) -> Put:
     """Raises Invalid for what this microversion does not allow."""
-    if not is_uuid(consumer):
+    uuid = read_uuid(consumer)
+    if uuid is None:
         raise Invalid(f"Malformed consumer_uuid: {consumer}.")
     for name, since, needed in (
         ("project_id", OWNERS, True),
@@ -84,14 +77,14 @@ def _read(call: Call, consumer: str, body: Body, *, may_be_empty: bool) -> Wante
     if not resources and not may_be_empty:
         raise Invalid("JSON does not validate: 'allocations' must not be empty.")
     owner = Consumer(
-        uuid=str(uuid.UUID(consumer)),
+        uuid=uuid,
         generation=0,
         project_id=NOBODY if body.project_id is UNSET else body.project_id,
         user_id=NOBODY if body.user_id is UNSET else body.user_id,
         consumer_type=kind,
     )
     known_generation = body.consumer_generation if call.version >= GENERATIONS else allocations.ANY
-    return Wanted(owner, resources, known_generation)
+    return Put(owner, resources, known_generation)
 
 
 def _resources(call: Call, body: Body) -> placement.Held:
@@ -103,28 +96,30 @@ def _resources(call: Call, body: Body) -> placement.Held:
     else:
         pairs = [(each.resource_provider.uuid, each.resources) for each in body.allocations]
     found: placement.Held = {}
-    for of, resources in pairs:
-        if not is_uuid(of) or of in found:
-            raise Invalid(f"JSON does not validate: {of} is no uuid of a provider, or stands twice.")
+    for text, resources in pairs:
+        of = read_uuid(text)
+        if of is None or of in found:
+            raise Invalid(f"JSON does not validate: {text} is no uuid of a provider, or stands twice.")
         if not resources:
             raise Invalid(f"JSON does not validate: the resources of {of} must not be empty.")
         found[of] = resources
     return found
 
 
-def _put(tx: Tx, wanted: Wanted) -> None:
-    for name in {name for resources in wanted.resources.values() for name in resources}:
-        if not known.resource_class(tx, name):
-            raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
+def _put(tx: Tx, wanted: list[Put]) -> None:
+    for each in wanted:
+        for name in {name for resources in each.resources.values() for name in resources}:
+            if not known.resource_class(tx, name):
+                raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
     try:
-        allocations.put(tx, wanted.consumer, wanted.resources, wanted.generation)
+        allocations.put(tx, wanted)
     except NotFound as error:
         raise Invalid(f"Unable to allocate inventory: {error}") from error
 
 
 async def show(call: Call) -> Response:
     call.need_admin()
-    consumer = call.part("consumer")
+    consumer = _consumer(call)
 
     def look(tx: Tx) -> dict[str, Any]:
         found = allocations.consumer(tx, consumer)
@@ -150,7 +145,7 @@ async def put(call: Call) -> Response:
     call.need_admin()
     body = await call.read(Body)
     wanted = _read(call, call.part("consumer"), body, may_be_empty=call.version >= GENERATIONS)
-    await call.db.write(lambda tx: _put(tx, wanted))
+    await call.db.write(lambda tx: _put(tx, [wanted]))
     return no_content()
 
 
@@ -163,19 +158,20 @@ async def post(call: Call) -> Response:
     wanted = [
         _read(call, consumer, convert(found[consumer], Body), may_be_empty=True) for consumer in sorted(found)
     ]
-
-    def change(tx: Tx) -> None:
-        # who gives something back goes first, so that another may have it
-        for each in sorted(wanted, key=lambda each: (bool(each.resources), each.consumer.uuid)):
-            _put(tx, each)
-
-    await call.db.write(change)
+    if len({each.consumer.uuid for each in wanted}) != len(wanted):
+        raise Invalid("JSON does not validate: a consumer stands twice.")
+    await call.db.write(lambda tx: _put(tx, wanted))
     return no_content()
+
+
+def _consumer(call: Call) -> str:
+    """The consumer in the path, in the spelling of the database; what is no uuid holds nothing."""
+    return read_uuid(call.part("consumer")) or call.part("consumer")
 
 
 async def delete(call: Call) -> Response:
     call.need_admin()
-    consumer = call.part("consumer")
+    consumer = _consumer(call)
     if not await call.db.write(lambda tx: placement.release(tx, consumer)):
         raise NotFound(f"No allocations for consumer '{consumer}'.")
     return no_content()
@@ -187,6 +183,9 @@ async def usages(call: Call) -> Response:
     project = wanted.get("project_id")
     if not project:
         raise BadQuery("Invalid query string parameters: 'project_id' is a required property.")
+    for name, value in wanted.items():
+        if not 1 <= len(value) <= LONGEST:
+            raise BadQuery(f"Invalid query string parameters: '{name}' must have 1 to {LONGEST} characters.")
     own = call.context.project_id == project and "reader" in call.context.roles
     if not own and not call.context.is_admin:
         raise Forbidden("Policy does not allow this request to be performed: it is another project.")

@@ -67,7 +67,7 @@ def _one(call: Call, found: Provider, inventory: Inventory, status: int = 200) -
 
 
 def _check_class(tx: Tx, name: str) -> None:
-    if not known.resource_class(tx, name):
+    if not known.hold_class(tx, name):
         raise Invalid(f"Unknown resource class in inventory: No such resource class {name}.")
 
 

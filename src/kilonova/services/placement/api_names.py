@@ -55,18 +55,15 @@ async def traits(call: Call) -> Response:
 async def put_trait(call: Call) -> Response:
     call.need_admin()
     name = _custom("trait", call.part("name"))
-    if await call.db.write(lambda tx: names.traits.add(tx, name)):
-        return call.made(f"/traits/{name}")
-    response = no_content()
-    response.headers["location"] = call.absolute(f"/traits/{name}")
-    return response
+    made = await call.db.write(lambda tx: names.traits.add(tx, name))
+    return call.dated(call.located(f"/traits/{name}", 201 if made else 204))
 
 
 async def show_trait(call: Call) -> Response:
     call.need_admin()
     if not await call.db.read(lambda tx: known.trait(tx, call.part("name"))):
         raise NotFound(f"No such trait(s): {call.part('name')}.")
-    return no_content()
+    return call.dated(no_content())
 
 
 async def delete_trait(call: Call) -> Response:
@@ -81,9 +78,9 @@ def _drop(tx: Tx, shelf: names.Names, kind: str, name: str) -> None:
         raise NotFound(f"No such {kind}: {name}.")
     if not standard.is_custom(name):
         raise Invalid(f"Cannot delete standard {kind} {name}.")
+    shelf.drop(tx, name)  # whoever is about to use it has it locked until then
     if shelf.in_use(tx, name):
         raise Conflict(f"The {kind} {name} is in use by a resource provider.")
-    shelf.drop(tx, name)
 
 
 def _class_view(name: str) -> dict[str, Any]:
@@ -101,7 +98,7 @@ async def post_class(call: Call) -> Response:
     name = _custom("resource class", (await call.read(ClassName)).name)
     if not await call.db.write(lambda tx: names.resource_classes.add(tx, name)):
         raise Conflict(f"Conflicting resource class already exists: {name}.")
-    return call.made(f"/resource_classes/{name}")
+    return call.located(f"/resource_classes/{name}")
 
 
 async def show_class(call: Call) -> Response:
@@ -122,7 +119,7 @@ async def put_class(call: Call) -> Response:
         return call.answer(_class_view(new))
     _custom("resource class", name)
     if await call.db.write(lambda tx: names.resource_classes.add(tx, name)):
-        return call.made(f"/resource_classes/{name}")
+        return call.located(f"/resource_classes/{name}")
     return no_content()
 
 

@@ -23,8 +23,8 @@ from kilonova.services.placement.call import (
     Call,
     Routes,
     convert,
-    is_uuid,
     no_content,
+    read_uuid,
 )
 
 NESTED, WITH_BODY, REPARENT, AGGREGATE_GENERATIONS = 14, 20, 37, 19
@@ -84,8 +84,11 @@ async def index(call: Call) -> Response:
     several = [name for name, since in (("member_of", 24), ("required", 39)) if call.version >= since]
     wanted = call.queries(*names, several=tuple(several))
     for name in ("uuid", "in_tree"):
-        if not all(is_uuid(value) for value in wanted.get(name, [])):
-            raise BadQuery(f"Invalid query string parameters: '{name}' must be a uuid.")
+        for text in wanted.get(name, []):
+            found_uuid = read_uuid(text)
+            if found_uuid is None:
+                raise BadQuery(f"Invalid query string parameters: '{name}' must be a uuid.")
+            wanted[name] = [found_uuid]
 
     def look(tx: Tx) -> list[Provider]:
         tests = _tests(tx, wanted, call.version)
@@ -124,16 +127,17 @@ async def create(call: Call) -> Response:
     parent = _parent(body)
     made = await call.db.write(lambda tx: providers.create(tx, wanted, body.name, parent or None))
     if call.version < WITH_BODY:
-        return call.made(f"/resource_providers/{wanted}")
+        return call.located(f"/resource_providers/{wanted}")
     response = call.answer(view(call, made))
     response.headers["location"] = call.absolute(f"/resource_providers/{wanted}")
     return response
 
 
 def _uuid(name: str, text: str) -> str:
-    if not is_uuid(text):
+    found = read_uuid(text)
+    if found is None:
         raise Invalid(f"JSON does not validate: '{name}' must be a uuid.")
-    return str(uuid.UUID(text))
+    return found
 
 
 def _parent(body: Plain) -> str | UnsetType | None:
@@ -224,7 +228,7 @@ async def put_traits(call: Call) -> Response:
     wanted, of = set(body.traits), call.uuid()
 
     def change(tx: Tx) -> None:
-        unknown = sorted(name for name in wanted if not known.trait(tx, name))
+        unknown = [name for name in sorted(wanted) if not known.hold_trait(tx, name)]
         if unknown:
             raise Invalid(f"No such trait(s): {', '.join(unknown)}.")
         providers.traits_of.replace(tx, of, wanted)

@@ -60,11 +60,11 @@ class Call:
         """A part of the path."""
         return str(self.request.path_params[name])
 
-    def uuid(self, name: str = "uuid") -> str:
-        """A part of the path that can only be a uuid.  Raises NotFound."""
-        found = self.part(name)
-        if not is_uuid(found):
-            raise NotFound(f"No resource provider with uuid {found} found.")
+    def uuid(self) -> str:
+        """The provider in the path, in the spelling of the database.  Raises NotFound."""
+        found = read_uuid(self.part("uuid"))
+        if found is None:
+            raise NotFound(f"No resource provider with uuid {self.part('uuid')} found.")
         return found
 
     def need_admin(self) -> None:
@@ -103,15 +103,18 @@ class Call:
         return convert(await self.body(), kind)
 
     def answer(self, content: Any, status: int = 200) -> Response:
-        response = JsonResponse(content, status)
+        return self.dated(JsonResponse(content, status))
+
+    def dated(self, response: Response) -> Response:
+        """The answer with the headers that caches read, from 1.15 on."""
         if self.version >= 15:
             response.headers["last-modified"] = formatdate(self.clock.now() // SECOND, usegmt=True)
             response.headers["cache-control"] = "no-cache"
         return response
 
-    def made(self, path: str) -> Response:
-        """An answer without a body to what was made and can be read at ``path``."""
-        response = Response(status_code=201)
+    def located(self, path: str, status: int = 201) -> Response:
+        """An answer without a body to what was made, or was there, and can be read at ``path``."""
+        response = Response(status_code=status)
         response.headers["location"] = self.absolute(path)
         return response
 
@@ -151,11 +154,13 @@ def no_content() -> Response:
     return Response(status_code=204)
 
 
-def is_uuid(text: str) -> bool:
+def read_uuid(text: str) -> str | None:
+    """A uuid in the spelling of the database; None for a text that is none, with or without its dashes."""
     try:
-        return str(uuid.UUID(text)) == text.lower() or uuid.UUID(text).hex == text.lower()
+        found = uuid.UUID(text)
     except ValueError:
-        return False
+        return None
+    return str(found) if text.lower() in (str(found), found.hex) else None
 
 
 def check_path(path: str) -> None:

@@ -17,6 +17,16 @@ def resource_class(tx: Tx, name: str) -> bool:
     return name in _CLASSES or (standard.is_name(name) and placement_names.resource_classes.known(tx, name))
 
 
+def hold_trait(tx: Tx, name: str) -> bool:
+    """Whether a trait is known, and stays so until this transaction ends."""
+    return name in standard.TRAITS or (standard.is_name(name) and placement_names.traits.hold(tx, name))
+
+
+def hold_class(tx: Tx, name: str) -> bool:
+    """The same of a resource class."""
+    return name in _CLASSES or (standard.is_name(name) and placement_names.resource_classes.hold(tx, name))
+
+
 def traits(tx: Tx) -> list[str]:
     return sorted({*standard.TRAITS, *placement_names.traits.all(tx)})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kilonova.db.placement_report import Summary
 from kilonova.services.placement import standard
-from kilonova.services.placement.call import BadQuery, is_uuid
+from kilonova.services.placement.call import BadQuery, read_uuid
 
 Test = Callable[[Summary], bool]
 
@@ -19,8 +19,8 @@ def member_of(value: str, version: int) -> Test:
     wanted = True
     if value.startswith("!") and version >= FORBIDDEN_AGGREGATES:
         wanted, value = False, value[1:]
-    names = value[3:].split(",") if value.startswith("in:") else [value]
-    if not all(is_uuid(name) for name in names):
+    names = [read_uuid(name) for name in (value[3:].split(",") if value.startswith("in:") else [value])]
+    if None in names:
         raise BadQuery(f"Invalid query string parameters: Expected 'member_of' to have uuids, got: {value}.")
     return lambda found: bool(found.aggregates.intersection(names)) is wanted
 
@@ -30,7 +30,10 @@ def resources(value: str, known: Callable[[str], bool]) -> Test:
     amounts: dict[str, int] = {}
     for part in value.split(","):
         name, _, amount = part.partition(":")
-        if not (amount.isascii() and amount.isdecimal()) or not 0 < int(amount[:12]) <= LARGEST:
+        if (
+            not (amount.isascii() and amount.isdecimal() and len(amount) <= 10)
+            or not 0 < int(amount) <= LARGEST
+        ):
             raise BadQuery(f"Badly formed resources parameter: {value}. Use e.g. VCPU:4,MEMORY_MB:512.")
         if not known(name):
             raise BadQuery(f"Invalid resource class in resources parameter: {name}.")
