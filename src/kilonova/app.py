@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import structlog
 from starlette.types import ASGIApp
 
 from kilonova import clouds_yaml
@@ -29,6 +27,7 @@ from kilonova.model.host import HostReport
 from kilonova.operations import external_event, power
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.registry import OPERATIONS
+from kilonova.periodic import Periodic, spacing
 from kilonova.rpc.local import LocalHosts
 from kilonova.scheduler.select import Scheduler
 from kilonova.services.identity import api as identity_api
@@ -47,8 +46,6 @@ from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.settings import Settings
 from kilonova.state_dir import StateDir
 from kilonova.web.server import ByPort, HttpServer, bind
-
-log = structlog.get_logger("kilonova")
 
 Progress = Callable[[str], None]
 
@@ -81,7 +78,7 @@ class EmbeddedCloud:
     agent: Agent | None = None
     server: HttpServer | None = None
     example_image: str = ""  # what a fake cloud can boot at once
-    _loops: list[asyncio.Task[None]] = field(default_factory=list)
+    periodic: Periodic | None = None
 
     @classmethod
     async def assemble(cls, settings: Settings, clock: Clock | None = None) -> EmbeddedCloud:
@@ -184,8 +181,22 @@ class EmbeddedCloud:
         if self.settings.driver == "fake":
             example = await self.image.add_local(self._administrator(), EXAMPLE_IMAGE, bytes(1 << 20))
             self.example_image = example.id
-        self._loops.append(asyncio.create_task(self._report_alive(report), name="service-report"))
-        self._loops.append(asyncio.create_task(self._look_at_power(report.host), name="power-sync"))
+        self._begin_periodic(report, parts)
+
+    def _begin_periodic(self, report: HostReport, parts: HostParts) -> None:
+        number = self.settings.number
+        age = number("remove_unused_original_minimum_age_seconds", "image_cache")
+        cache_interval = spacing(number("manager_interval", "image_cache"))
+        if not self.settings.flag("remove_unused_base_images", "image_cache"):
+            cache_interval = None
+        self.periodic = Periodic(self.clock)
+        self.periodic.every(number("report_interval"), "service report", lambda: self.alive(report))
+        self.periodic.every(
+            spacing(number("sync_power_state_interval")),
+            "power states",
+            lambda: power.synchronise(self.cloud, report.host),
+        )
+        self.periodic.every(cache_interval, "image cache", lambda: parts.driver.remove_unused_images(age))
 
     def _administrator(self) -> RequestContext:
         assert self.accounts is not None
@@ -205,25 +216,10 @@ class EmbeddedCloud:
         )
         self.scheduler.forget()
 
-    async def _report_alive(self, report: HostReport) -> None:
-        """A host whose service was deleted while its agent runs is registered anew."""
-        while True:
-            await self.clock.sleep(self.settings.number("report_interval"))
-            try:
-                if not await self.db.write(lambda tx: hosts.heartbeat(tx, report.host, self.clock.now())):
-                    await self.register(report)
-            except Exception:
-                log.error("host not reported alive", host=report.host, exc_info=True)
-
-    async def _look_at_power(self, host: str) -> None:
-        """Nova's rule for intervals: 0 is a minute, a negative one never."""
-        interval = self.settings.number("sync_power_state_interval") or 60
-        while interval > 0:
-            await self.clock.sleep(interval)
-            try:
-                await power.synchronise(self.cloud, host)
-            except Exception:
-                log.error("power states not synchronised", host=host, exc_info=True)
+    async def alive(self, report: HostReport) -> None:
+        """Note that a host lives; one whose service was deleted while its agent runs is registered anew."""
+        if not await self.db.write(lambda tx: hosts.heartbeat(tx, report.host, self.clock.now())):
+            await self.register(report)
 
     def apps(self) -> dict[str, ASGIApp]:
         """The HTTP face of each service, by its name."""
@@ -253,9 +249,8 @@ class EmbeddedCloud:
         """Take no more requests, let steps end, let go.  Guests run on."""
         if self.server is not None:
             await self.server.stop()
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self.periodic is not None:
+            await self.periodic.stop()
         await self.runner.stop()
         if self.host is not None:
             await self.host.stop()

@@ -64,6 +64,15 @@ LIBVIRT = [
     cfg.IntOpt("tb_cache_size", help="MiB of TCG translation cache a guest may use."),
     cfg.IntOpt("wait_soft_reboot_seconds", default=120),
 ]
+IMAGE_CACHE = [
+    cfg.IntOpt("manager_interval", default=2400, help="Seconds between clean-ups of the image cache."),
+    cfg.BoolOpt("remove_unused_base_images", default=True),
+    cfg.IntOpt(
+        "remove_unused_original_minimum_age_seconds",
+        default=86400,
+        help="How long an image is kept that no guest uses.",
+    ),
+]
 VNC = [cfg.BoolOpt("enabled", default=True), cfg.StrOpt("server_listen", default="127.0.0.1")]
 OVS = [
     cfg.StrOpt("ovsdb_connection", default="unix:/run/openvswitch/db.sock"),
@@ -100,6 +109,7 @@ GROUPS = {
     "quota": QUOTA,
     "scheduler": SCHEDULER,
     "libvirt": LIBVIRT,
+    "image_cache": IMAGE_CACHE,
     "vnc": VNC,
     "ovs": OVS,
     "fake": FAKE,

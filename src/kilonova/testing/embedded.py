@@ -48,7 +48,9 @@ async def kill(cloud: EmbeddedCloud) -> None:
     """End it as SIGKILL would: steps stop where they are, nothing is given back."""
     runner = cloud.runner
     runner._stopping = True
-    tasks = [*runner._loops, *cloud._loops, *(task for _, task in runner._running.values())]
+    tasks = [*runner._loops, *(task for _, task in runner._running.values())]
+    if cloud.periodic is not None:
+        await cloud.periodic.stop()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

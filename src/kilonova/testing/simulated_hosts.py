@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from kilonova.agent.agent import Agent
 from kilonova.agent.ledger import Ledger
 from kilonova.app import EmbeddedCloud, new_uuid
-from kilonova.model.host import Inventory
+from kilonova.db import hosts
+from kilonova.model.host import HostReport, Inventory
 from kilonova.model.port import Vif
 from kilonova.operations import power
+from kilonova.periodic import Periodic
 from kilonova.vif.null import NullPlugger
 from kilonova.virt.fake.driver import FakeDriver
 
@@ -47,15 +49,23 @@ async def simulated_hosts(
     made = []
     for number, name in enumerate(names):
         made.append(await _add(cloud, name, memory_mb - 1000 * number))
-    alive = [asyncio.create_task(cloud._report_alive(await each.driver.report())) for each in made]
+    periodic = Periodic(cloud.clock)
+    for each in made:
+        report = await each.driver.report()
+        periodic.every(cloud.settings.number("report_interval"), each.name, partial(cloud.alive, report))
     try:
         yield made
     finally:
-        for task in alive:
-            task.cancel()
-        await asyncio.gather(*alive, return_exceptions=True)
+        await periodic.stop()
         for each in made:
             await each.agent.shut_down_agent()
+
+
+async def _report_alive(cloud: EmbeddedCloud, report: HostReport) -> None:
+    while True:
+        await cloud.clock.sleep(cloud.settings.number("report_interval"))
+        if not await cloud.db.write(lambda tx: hosts.heartbeat(tx, report.host, cloud.clock.now())):
+            await cloud.register(report)
 
 
 async def _add(cloud: EmbeddedCloud, name: str, memory_mb: int) -> SimulatedHost:
