@@ -64,7 +64,11 @@ class Served:
 
     async def _serve(self) -> None:
         self.loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        settings = msgspec.structs.replace(settings_for(self.state), port_offset=free_offset())
+        calm: dict[str, object] = {
+            "report_interval": 3600,
+            "service_down_time": 7200,
+        }  # nothing happens to hosts by itself
+        settings = msgspec.structs.replace(settings_for(self.state, DEFAULT=calm), port_offset=free_offset())
         self.cloud = await EmbeddedCloud.assemble(settings)
         try:
             await self.cloud.start()
