@@ -71,8 +71,8 @@ def _ssh_fingerprint(public_key: str) -> str:
         blob = base64.b64decode(parts[1].encode(), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise _bad() from error
-    if not _begins_with_name(blob, name):
-        raise _bad()
+    if not _begins_with_name(blob, name) or base64.b64encode(blob).decode() != parts[1]:
+        raise _bad()  # Python lets '=' pass that sshd does not
     if name in _SECURITY_KEYS:
         _check_security_key(blob)
     else:
@@ -133,7 +133,8 @@ def generate(kind: str, user_id: str, now: int) -> NewKey:
 
 def _certificate(key: rsa.RSAPrivateKey, user_id: str, now: int) -> str:
     """A certificate that Windows accepts for a user's log-in (WinRM)."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user_id[:64] or "user")])
+    name = user_id.encode()[:64].decode(errors="ignore")  # as long as X.509 lets a name be
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name or "user")])
     start = datetime.fromtimestamp(now // 1_000_000, UTC)
     principal = x509.OtherName(_PRINCIPAL, _der_text(f"{user_id}@localhost"))
     built = (
