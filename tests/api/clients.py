@@ -18,8 +18,12 @@ T = TypeVar("T")
 _SHELL = """
 import contextlib, io, json, sys
 from openstackclient.shell import OpenStackShell
+from osc_lib.clientmanager import ClientManager
 for line in sys.stdin:
     out, err = io.StringIO(), io.StringIO()
+    for found in vars(ClientManager).values():  # what plugins keep for one user at one version
+        if hasattr(found, "_handle"):
+            found._handle = None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = OpenStackShell().run(json.loads(line))

@@ -55,6 +55,10 @@ ROUTES: Routes = {
 }
 NOBODY = RequestContext(request_id="", user_id="")
 CODES_SINCE = 23
+_NO_ROUTE = {
+    404: "The resource could not be found.",
+    405: "The method is not allowed for this resource.",
+}
 
 
 async def versions(call: Call) -> Response:
@@ -127,7 +131,7 @@ def _is_new(methods: dict[str, At], version: int) -> bool:
 def fault(error: BaseException, scope: Scope) -> Response:
     """Placement's shape of an error."""
     if isinstance(error, HTTPException):
-        status, text = error.status_code, error.detail
+        status, text = error.status_code, _NO_ROUTE.get(error.status_code, error.detail)
     else:
         status, text = STATUS.get(type(error)) or status_of(error), str(error)
     inner = {
