@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.types import ASGIApp
@@ -43,7 +45,7 @@ from kilonova.services.network.first_start import first_start
 from kilonova.services.network.work import Options as NetworkOptions
 from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
-from kilonova.settings import Settings
+from kilonova.settings import PORTS, Settings
 from kilonova.state_dir import StateDir
 from kilonova.web.server import ByPort, HttpServer, bind
 
@@ -79,6 +81,7 @@ class EmbeddedCloud:
     server: HttpServer | None = None
     example_image: str = ""  # what a fake cloud can boot at once
     periodic: Periodic | None = None
+    _sockets: dict[str, socket.socket] = field(default_factory=dict)
 
     @classmethod
     async def assemble(cls, settings: Settings, clock: Clock | None = None) -> EmbeddedCloud:
@@ -234,12 +237,17 @@ class EmbeddedCloud:
             "network": network_api.app(self.network, self.identity, urls["network"]),
         }
 
+    def listen(self) -> None:
+        """Open the ports; who calls before ``serve`` waits.  Raises Failed for a port that is taken."""
+        for name in PORTS:
+            self._sockets[name] = bind(self.settings.listen, self.settings.port(name))
+
     async def serve(self) -> None:
-        """Open the ports and write ``clouds.yaml``.  Raises Failed for a port that is taken."""
-        apps = self.apps()
-        by_port = {self.settings.port(name): app for name, app in apps.items()}
-        sockets = [bind(self.settings.listen, port) for port in by_port]
-        self.server = HttpServer(ByPort(by_port), sockets)
+        """Answer at the ports, opening them if need be, and write ``clouds.yaml``."""
+        if not self._sockets:
+            self.listen()
+        by_port = {self.settings.port(name): app for name, app in self.apps().items()}
+        self.server = HttpServer(ByPort(by_port), list(self._sockets.values()))
         await self.server.start()
         clouds_yaml.write(
             self.state.path / "clouds.yaml", self.settings.url("identity"), self.state.passwords()
@@ -247,11 +255,9 @@ class EmbeddedCloud:
 
     async def stop(self) -> None:
         """Take no more requests, let steps end, let go.  Guests run on."""
-        if self.server is not None:
-            await self.server.stop()
         if self.periodic is not None:
             await self.periodic.stop()
-        await self.runner.stop()
+        await asyncio.gather(self.runner.stop(), self._stop_serving())
         if self.host is not None:
             await self.host.stop()
         if self.agent is not None:
@@ -261,6 +267,12 @@ class EmbeddedCloud:
         self.identity.close()
         await self.db.close()
         self.state.close()
+
+    async def _stop_serving(self) -> None:
+        if self.server is not None:
+            await self.server.stop()
+        for each in self._sockets.values():
+            each.close()
 
 
 def _identity(settings: Settings, db: Database, clock: Clock, state: StateDir) -> BuiltinIdentity:

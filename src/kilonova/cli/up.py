@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import click
 import uvloop
 
+from kilonova.db.engine import DatabaseUnavailable
 from kilonova.errors import KilonovaError
+
+LAST_MOMENT = 4.5  # seconds after SIGTERM; whoever stops us may wait for five
 
 
 @click.command()
@@ -52,8 +57,10 @@ def up(driver: str, state_dir: Path, port_offset: int, listen: str, config_file:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_run(settings))
-        except KilonovaError as error:
+        except (KilonovaError, DatabaseUnavailable) as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or state_dir}: {error.strerror}.") from error
 
 
 async def _run(settings: object) -> None:
@@ -63,8 +70,14 @@ async def _run(settings: object) -> None:
     assert isinstance(settings, Settings)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
+
+    def end() -> None:
+        if not over.is_set():
+            _end_in_any_case()
+        over.set()
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, over.set)
+        loop.add_signal_handler(name, end)
     cloud = await EmbeddedCloud.assemble(settings)
     try:
         starting = asyncio.create_task(_start(cloud))
@@ -85,9 +98,22 @@ async def _run(settings: object) -> None:
         await cloud.stop()
 
 
+def _end_in_any_case() -> None:
+    """Whatever hangs then, a call to a hypervisor for instance, goes on at the next start."""
+
+    def give_up() -> None:
+        os.write(2, b"kilonova: something did not end in time and is left behind.\n")
+        os._exit(1)
+
+    timer = threading.Timer(LAST_MOMENT, give_up)
+    timer.daemon = True
+    timer.start()
+
+
 async def _start(cloud: object) -> None:
     from kilonova.app import EmbeddedCloud
 
     assert isinstance(cloud, EmbeddedCloud)
+    cloud.listen()
     await cloud.start(lambda text: click.echo(f"kilonova: {text} ...", err=True))
     await cloud.serve()
