@@ -62,12 +62,12 @@ class Driver(Protocol):
         """Let a paused guest go on.  Raises NotFound, and HostFault if it is off."""
 
     async def request_shutdown(self, uuid: str) -> None:
-        """Press the power button (ACPI).  Returns at once; a guest that is off, or none, is no error."""
+        """Press the power button (ACPI).  Returns at once; a guest that does not run is no error."""
 
     async def request_reboot(self, uuid: str) -> bool:
-        """Ask the guest to restart itself and wait until it has; False if it did not in time, or is off.
+        """Ask the guest to restart itself and wait until it has.
 
-        Raises NotFound.
+        False if it did not in time, or does not run.  Raises NotFound.
         """
 
     async def power_off(self, uuid: str) -> None:

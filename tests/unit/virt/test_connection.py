@@ -182,7 +182,7 @@ async def test_a_libvirtd_that_hangs(tmp_path: Path, ear: Ear, monkeypatch: pyte
 
 @pytest.fixture
 def domains(connection: Connection) -> Domains:
-    return Domains(connection, "ours")
+    return Domains(connection, "ours", SystemClock())
 
 
 async def test_only_guests_with_our_mark_are_ours(domains: Domains) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kilonova.clock import SECOND, Clock
 from kilonova.errors import HostFault, NotFound, TryAgain
 from kilonova.model.states import Power
 from kilonova.virt.libvirt.connection import Connection
@@ -23,12 +24,25 @@ POWER = {
 }
 
 
+PAUSED, STARTING_UP = 3, 11  # virDomainState, and virDomainPausedReason
+STARTING_PATIENCE = 60.0  # seconds that libvirt may take for a start that somebody else has asked for
+
+
+def power_of(state: int, reason: int) -> int:
+    """A guest that is being started is no guest yet, though libvirt calls it paused."""
+    if (state, reason) == (PAUSED, STARTING_UP):
+        return Power.NOSTATE
+    return POWER.get(state, Power.NOSTATE)
+
+
 class Domains:
     """The domains of one hypervisor, by uuid."""
 
-    def __init__(self, connection: Connection, compute_id: str) -> None:
+    def __init__(self, connection: Connection, compute_id: str, clock: Clock) -> None:
         self._connection = connection
         self._compute_id = compute_id
+        self._clock = clock
+        self._starting: dict[str, int] = {}  # since when we see libvirt at it
         self._foreign: set[str] = set()  # domains of others, asked once
 
     @property
@@ -48,7 +62,7 @@ class Domains:
             if uuid in self._foreign:
                 continue
             if self._mark(domain)[0] == self._compute_id:
-                found[uuid] = POWER.get(stats.get("state.state", 0), Power.NOSTATE)
+                found[uuid] = power_of(stats.get("state.state", 0), stats.get("state.reason", 0))
             else:
                 self._foreign.add(uuid)
         self._foreign &= seen
@@ -92,7 +106,7 @@ class Domains:
         if domain is None:
             return Power.NOSTATE
         try:
-            return POWER.get(domain.state()[0], Power.NOSTATE)
+            return power_of(*domain.state())
         except self._libvirt.libvirtError as error:
             if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
                 return Power.NOSTATE
@@ -105,6 +119,7 @@ class Domains:
         def work(link: Any) -> None:
             domain = self._find(link, uuid)
             state = self._state(domain)
+            self._check_not_starting(domain, uuid)
             if state == Power.PAUSED and not paused:
                 domain.resume()
             if state == Power.SUSPENDED:  # asleep by its own doing
@@ -117,6 +132,24 @@ class Domains:
 
         await self._connection.call(work)
 
+    def _check_not_starting(self, domain: Any, uuid: str) -> None:
+        """A start that libvirt is still at was asked for by an agent that is gone: wait for its end.
+
+        It has none if libvirtd was killed in it, before it knew QEMU's process: then libvirtd (9.0, at
+        least) holds the guest for ever, also over restarts.
+        """
+        if domain is None or domain.state() != [PAUSED, STARTING_UP]:
+            self._starting.pop(uuid, None)
+            return
+        now = self._clock.now()
+        since = self._starting.setdefault(uuid, now)
+        if now - since < STARTING_PATIENCE * SECOND:
+            raise TryAgain(f"Guest {uuid} is being started by libvirt.")
+        raise HostFault(
+            f"libvirtd was killed while it started guest {uuid}, and does not let go of it. "
+            f"Stop libvirtd, remove /run/libvirt/qemu/{domain.name()}.xml, and start libvirtd."
+        )
+
     def _define_and_start(self, link: Any, uuid: str, xml: str, paused: bool) -> None:
         libvirt = self._libvirt
         try:
@@ -128,7 +161,7 @@ class Domains:
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
         except libvirt.libvirtError as error:
             self._unless_gone(link, error)
-            raise HostFault(f"QEMU does not start guest {uuid}: {words(error)}") from error
+            raise HostFault(f"Guest {uuid} does not start: {words(error)}") from error
 
     def _unless_gone(self, link: Any, error: Exception) -> None:
         """Hand on the error of a connection that is lost: it says nothing of the guest."""
@@ -155,13 +188,13 @@ class Domains:
         return domain
 
     async def press_power_button(self, uuid: str) -> None:
-        """ACPI, whether or not a guest agent is there.  A guest that is off, or none, is no error."""
+        """ACPI, whether or not a guest agent is there.  A guest that does not run is no error."""
         await self._unless_off(
             uuid, lambda domain: domain.shutdownFlags(self._libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
         )
 
     async def ask_to_reboot(self, uuid: str) -> bool:
-        """Press the power button, to be started again by libvirt when it is down.  False if it is off.
+        """Press the power button, to be started again by libvirt when it is down.  False if it does not run.
 
         Raises NotFound.
         """
@@ -182,7 +215,7 @@ class Domains:
                 act(domain)
             except libvirt.libvirtError as error:
                 off = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
-                if error.get_error_code() in off and not self._is_active(link, uuid):
+                if error.get_error_code() in off and self._state(self._find(link, uuid)) != Power.RUNNING:
                     return False
                 raise
             return True

@@ -59,7 +59,7 @@ class LibvirtDriver:
         self._files = GuestFiles(instances, self._images, self._threads, options.config_drive_format)
         self._watch = Watch(self._states)
         self._connection = Connection(options.connection_uri, self._watch, clock)
-        self._domains = Domains(self._connection, compute_id)
+        self._domains = Domains(self._connection, compute_id, clock)
         self._capabilities = Capabilities(self._connection, options.virt_type)
         self._cache_mode = "none"
         self._started_at = 0
@@ -118,6 +118,7 @@ class LibvirtDriver:
         for file in files:
             if not await self._threads.run(file.path.exists):
                 raise HostFault(f"The disks of guest {guest.uuid} are not on this host: no {file.path}.")
+        await self._threads.run(lambda: _check_taps(guest))
         properties = guest.image.properties if guest.image else {}
         kind = machine_type(properties, self._capabilities.cpu.arch, self._options.machine_type)
         machine = await self._capabilities.machine(kind)
@@ -211,6 +212,14 @@ class LibvirtDriver:
                 f"{instances / CACHE} is on another file system than {instances}: guests hold links to "
                 "cached images, so both have to be on one. Mount it one directory higher."
             )
+
+
+def _check_taps(guest: GuestSpec) -> None:
+    """libvirt would say that some device is not there; this says which.  Raises HostFault."""
+    for vif in guest.vifs:
+        made_by_os_vif = vif.delegate_create and not vif.details.get("ovs_hybrid_plug")
+        if made_by_os_vif and not Path("/sys/class/net", vif.devname).exists():
+            raise HostFault(f"Port {vif.port_id} is not plugged on this host: there is no {vif.devname}.")
 
 
 def disk_cache_mode(directory: Path) -> str:
