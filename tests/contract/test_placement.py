@@ -1,0 +1,163 @@
+"""What every placement service behind the Protocol does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kilonova.errors import Conflict, NotFound
+from kilonova.model.host import Inventory
+from kilonova.services.placement.port import Placement, ProviderSummary
+from tests.contract.rigs import Rig, new
+
+STOCK = {
+    "VCPU": Inventory(total=4, allocation_ratio=2.0),
+    "MEMORY_MB": Inventory(total=4096, reserved=512, step_size=256, min_unit=256, max_unit=2048),
+    "CUSTOM_FPGA": Inventory(total=1),
+}
+BOOT = {"VCPU": 2, "MEMORY_MB": 1024}
+
+
+@pytest.fixture
+def placement(rig: Rig) -> Placement:
+    assert rig.placement is not None
+    return rig.placement
+
+
+@pytest.fixture
+async def host(placement: Placement) -> str:
+    made = new()
+    await placement.report(made, f"host-{made}", STOCK, ("HW_CPU_X86_AVX", "CUSTOM_FAST"))
+    return made
+
+
+async def summary(placement: Placement, provider: str) -> ProviderSummary:
+    (found,) = [each for each in await placement.providers() if each.uuid == provider]
+    return found
+
+
+async def test_a_provider_is_as_it_was_reported(placement: Placement, host: str) -> None:
+    found = await summary(placement, host)
+    assert (found.name, found.inventories, found.parent) == (f"host-{host}", STOCK, None)
+    assert found.used == {"VCPU": 0, "MEMORY_MB": 0, "CUSTOM_FPGA": 0}
+    assert found.traits == {"HW_CPU_X86_AVX", "CUSTOM_FAST"} and found.aggregates == frozenset()
+
+
+async def test_a_report_again_changes_nothing_and_another_replaces_it(
+    placement: Placement, host: str
+) -> None:
+    before = await summary(placement, host)
+    await placement.report(host, before.name, STOCK, ("HW_CPU_X86_AVX", "CUSTOM_FAST"))
+    assert await summary(placement, host) == before
+    await placement.report(host, "renamed", {"VCPU": Inventory(total=1)}, ("COMPUTE_NODE",))
+    found = await summary(placement, host)
+    assert (found.name, found.inventories) == ("renamed", {"VCPU": Inventory(total=1)})
+    assert "COMPUTE_NODE" in found.traits and "HW_CPU_X86_AVX" not in found.traits
+    assert found.generation != before.generation
+
+
+async def test_reports_at_once_make_one_provider(placement: Placement) -> None:
+    one = new()
+    await asyncio.gather(*(placement.report(one, "one", STOCK, ()) for _ in range(8)))
+    assert (await summary(placement, one)).inventories == STOCK
+
+
+async def test_a_report_may_not_take_away_what_is_in_use(placement: Placement, host: str) -> None:
+    assert await placement.claim(new(), host, BOOT, "p", "u")
+    before = await summary(placement, host)
+    for less in (
+        {**STOCK, "MEMORY_MB": Inventory(total=512)},
+        {"MEMORY_MB": STOCK["MEMORY_MB"]},
+        {},
+    ):
+        with pytest.raises(Conflict):
+            await placement.report(host, before.name, less, ())
+    assert await summary(placement, host) == before
+
+
+async def test_a_claim_is_held_until_its_release(placement: Placement, host: str) -> None:
+    server = new()
+    assert await placement.held(server) == {}
+    assert await placement.claim(server, host, BOOT, "p", "u")
+    assert await placement.held(server) == {host: BOOT}
+    assert (await summary(placement, host)).used == {"VCPU": 2, "MEMORY_MB": 1024, "CUSTOM_FPGA": 0}
+    await placement.release(server)
+    assert await placement.held(server) == {}
+    assert set((await summary(placement, host)).used.values()) == {0}
+    await placement.release(server)
+    await placement.release(new())
+
+
+async def test_a_claim_again_converges(placement: Placement, host: str) -> None:
+    server = new()
+    for _ in range(3):
+        assert await placement.claim(server, host, BOOT, "p", "u")
+    assert all(await asyncio.gather(*(placement.claim(server, host, BOOT, "p", "u") for _ in range(8))))
+    assert (await summary(placement, host)).used["VCPU"] == 2
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"VCPU": 9},
+        {"VCPU": 1, "MEMORY_MB": 100},
+        {"VCPU": 1, "MEMORY_MB": 300},
+        {"VCPU": 1, "MEMORY_MB": 2304},
+        {"VCPU": 1, "VGPU": 1},
+        {"CUSTOM_FPGA": 2, "VCPU": 1},
+    ],
+)
+async def test_what_does_not_fit_leaves_nothing(
+    placement: Placement, host: str, resources: dict[str, int]
+) -> None:
+    server = new()
+    assert not await placement.claim(server, host, resources, "p", "u")
+    assert await placement.held(server) == {}
+    assert set((await summary(placement, host)).used.values()) == {0}
+    assert await placement.claim(server, host, BOOT, "p", "u"), "the same server may try what fits"
+
+
+async def test_a_claim_on_an_unknown_provider(placement: Placement) -> None:
+    server = new()
+    with pytest.raises(NotFound):
+        await placement.claim(server, new(), BOOT, "p", "u")
+    assert await placement.held(server) == {}
+
+
+async def test_racing_claims_take_what_there_is_and_no_more(placement: Placement, host: str) -> None:
+    servers = [new() for _ in range(24)]
+    fitted = await asyncio.gather(*(placement.claim(each, host, BOOT, "p", "u") for each in servers))
+    assert sum(fitted) == 3  # of memory 3584 / 1024
+    assert (await summary(placement, host)).used == {"VCPU": 6, "MEMORY_MB": 3072, "CUSTOM_FPGA": 0}
+    held = [bool(await placement.held(each)) for each in servers]
+    assert held == list(fitted)
+    await asyncio.gather(*(placement.release(each) for each in servers))
+    assert set((await summary(placement, host)).used.values()) == {0}
+
+
+async def test_aggregates(placement: Placement, host: str) -> None:
+    one, two = new(), new()
+    for aggregate in (one, two, one):
+        await placement.set_aggregate(host, aggregate, True)
+    assert (await summary(placement, host)).aggregates == {one, two}
+    for aggregate in (one, one, new()):
+        await placement.set_aggregate(host, aggregate, False)
+    assert (await summary(placement, host)).aggregates == {two}
+    assert (await summary(placement, host)).traits == {"HW_CPU_X86_AVX", "CUSTOM_FAST"}
+    with pytest.raises(NotFound):
+        await placement.set_aggregate(new(), one, True)
+
+
+async def test_a_provider_is_removed_when_nothing_is_booked_on_it(placement: Placement, host: str) -> None:
+    server = new()
+    assert await placement.claim(server, host, BOOT, "p", "u")
+    with pytest.raises(Conflict):
+        await placement.remove(host)
+    assert await placement.held(server) == {host: BOOT}
+    await placement.release(server)
+    await placement.remove(host)
+    assert host not in {each.uuid for each in await placement.providers()}
+    await placement.remove(host)
+    await placement.report(host, "again", STOCK, ())
+    assert set((await summary(placement, host)).used.values()) == {0}
