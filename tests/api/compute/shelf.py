@@ -12,12 +12,12 @@ from kilonova.api.app import app
 from kilonova.api.policy import Policy
 from kilonova.clock import SECOND, SystemClock, iso_z
 from kilonova.db import flavors, instances
-from kilonova.db.schema import bring_up
-from kilonova.db.sqlite import SqliteDatabase
 from kilonova.model.port import FixedIp, Vif
+from kilonova.operations.cloud import Cloud
 from tests.api.compute.asgi import Api, Tokens
 from tests.api.compute.conftest import ADMIN_PROJECT, PROJECT
 from tests.api.compute.parts import NETWORK, server, small_cloud
+from tests.conftest import opened
 
 OTHER = "0ther0000000000000000000000000000"
 IMAGE2 = "66666666-6666-4666-8666-666666666666"
@@ -56,13 +56,25 @@ GONE = "deleted one"
 THEIRS = "their own"
 
 
-@pytest_asyncio.fixture(name="shelf", scope="module", loop_scope="module")
-async def _shelf(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+@pytest_asyncio.fixture(
+    name="shelf",
+    scope="module",
+    loop_scope="module",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)],
+)
+async def _shelf(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Api]:
     path = tmp_path_factory.mktemp("shelf")
-    db = SqliteDatabase(path / "kilonova.db", SystemClock())
-    await bring_up(db)
-    cloud = await small_cloud(db, path)
-    c1 = await db.read(lambda tx: flavors.show(tx, "c1"))
+    async with opened(request, request.param, path, SystemClock(), "shelf") as db:
+        cloud = await small_cloud(db, path)
+        await fill(cloud)
+        tokens = Tokens(PROJECT, ADMIN_PROJECT, "user1", "admin1")
+        yield Api(app(cloud, tokens, Policy(path / "policy.yaml")))
+
+
+async def fill(cloud: Cloud) -> None:
+    c1 = await cloud.db.read(lambda tx: flavors.show(tx, "c1"))
 
     def times(number: int) -> dict[str, int]:
         moment = T0 + number * SECOND
@@ -72,12 +84,9 @@ async def _shelf(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]
         extra = {"flavor": c1} if name == "web-1" else {}
         await server(cloud, PROJECT, **{**times(number), "display_name": name, **extra, **values})
     gone = await server(cloud, PROJECT, **times(20), display_name=GONE)
-    await db.write(lambda tx: instances.mark_deleted(tx, gone.uuid, T0 + 21 * SECOND))
+    await cloud.db.write(lambda tx: instances.mark_deleted(tx, gone.uuid, T0 + 21 * SECOND))
     await server(cloud, OTHER, **times(30), display_name=THEIRS)
     await server(cloud, ADMIN_PROJECT, **times(40), display_name="the administrators'")
-    tokens = Tokens(PROJECT, ADMIN_PROJECT, "user1", "admin1")
-    yield Api(app(cloud, tokens, Policy(path / "policy.yaml")))
-    await db.close()
 
 
 shelf = _shelf

@@ -103,6 +103,7 @@ FILTERS: list[tuple[str, list[str]]] = [
     (f"changes-since={at(6)}", ["Mixed Case", GONE, "new"]),
     (f"changes-before={at(1)}", ["web-1", "web-2"]),
     (f"changes-since={at(1)}&changes-before={at(2)}", ["db-1", "web-2"]),
+    (f"changes-since={at(2)}&changes-before={at(2)}", ["db-1"]),
     (f"changes-since={at(6)}&deleted=false", ["Mixed Case", "new"]),
     ("deleted=true", [GONE]),
     ("deleted=1", [GONE]),

@@ -35,7 +35,10 @@ async def test_the_newest_first(shelf: Api) -> None:
         ("sort_dir=asc", NAMES),
         ("sort_key=memory_mb&sort_dir=asc", NAMES[::-1]),
         ("sort_key=power_state&sort_key=created_at&sort_dir=desc&sort_dir=asc", None),
-        ("sort_key=vm_state&sort_key=display_name&sort_dir=asc", None),
+        (
+            "sort_key=vm_state&sort_key=display_name&sort_dir=asc",
+            ["broken", "moving", "web-1", "web-2", "new", "db-2", "Mixed Case", "db-1"],
+        ),
         ("sort_key=task_state&sort_key=uuid&sort_dir=asc", None),
         ("sort_key=image_ref&sort_key=uuid&sort_dir=asc", None),
         ("sort_key=instance_type_id&sort_dir=asc", None),
