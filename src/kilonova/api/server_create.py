@@ -30,7 +30,7 @@ async def create(call: Call) -> Answer:
     shown = {
         "id": first.uuid,
         "links": call.links_of("servers", first.uuid),
-        "OS-DCF:diskConfig": request.disk_config or "MANUAL",
+        "OS-DCF:diskConfig": first.system_metadata.get("disk_config", "MANUAL"),
         "security_groups": [{"name": name} for name in request.security_groups],
         "adminPass": body.server.admin_pass or new_password(),
     }

@@ -141,6 +141,7 @@ def _instances(
     mode = image.properties.get("img_config_drive")
     drive = bool(request.config_drive or request.personality or mode == "mandatory")
     meta = _image_meta(image)
+    disk_config = checks.disk_config(request, image)
     reservation = "r-" + cloud.new_uuid().replace("-", "")[:8]
     result = []
     for index in range(number):
@@ -171,7 +172,7 @@ def _instances(
                 access_ip_v4=request.access_ip_v4,
                 access_ip_v6=request.access_ip_v6,
                 metadata=request.metadata,
-                system_metadata={"disk_config": request.disk_config} if request.disk_config else {},
+                system_metadata={"disk_config": disk_config} if disk_config else {},
                 tags=request.tags,
                 hints=request.hints,
                 security_groups=request.security_groups if request.networks != () else (),

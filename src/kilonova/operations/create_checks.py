@@ -16,6 +16,7 @@ from kilonova.operations.requests import CreateServer
 MAX_USER_DATA = 65535  # characters of base64
 MAX_FILE_PATH = 255
 GIB = 1 << 30
+_YES = frozenset({"1", "t", "true", "on", "y", "yes"})
 
 
 def parse_zone(text: str | None, default: str | None) -> tuple[str | None, str | None, str | None]:
@@ -110,6 +111,12 @@ def _check_properties(image: Image, request: CreateServer) -> None:
     mode = image.properties.get("img_config_drive")
     if mode not in (None, "optional", "mandatory"):
         raise Invalid(f"Image's config drive option '{mode}' is invalid.")
+
+
+def disk_config(request: CreateServer, image: Image) -> str | None:
+    """As asked for, or else as the image says; None: MANUAL, as nothing says otherwise (API-75)."""
+    automatic = image.properties.get("auto_disk_config", "").strip().lower()
+    return request.disk_config or ("AUTO" if automatic in _YES else None)
 
 
 def check_hints(hints: dict[str, object]) -> None:

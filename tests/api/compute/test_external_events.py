@@ -67,7 +67,6 @@ def _states(tx: Any) -> dict[str, str]:
     return {action.instance_uuid: action.state for action in attention.open_actions(tx)}
 
 
-@pytest.mark.capability("API-58")
 async def test_a_boot_waits_for_its_port_and_goes_on(whole: Whole) -> None:
     with silent_network(whole):
         uuid, port = await waiting(whole)

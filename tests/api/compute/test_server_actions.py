@@ -98,7 +98,7 @@ async def test_every_action_in_every_state(api: Api, cloud: Cloud, action: str) 
         assert (now.vm_state, now.task_state, len(log)) == (vm, task, before)
 
 
-@pytest.mark.capability("API-1", "API-3", "API-4")
+@pytest.mark.capability("API-1", "API-4")
 async def test_the_order_of_the_guards(api: Api, cloud: Cloud) -> None:
     """Lock, host, vm_state, task_state, launched_at: the first that fails is named."""
     uuid = (
@@ -131,7 +131,6 @@ async def test_the_order_of_the_guards(api: Api, cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("action", ["os-start", "os-stop"])
-@pytest.mark.capability("API-3")
 async def test_a_server_without_a_host_is_not_ready(api: Api, cloud: Cloud, action: str) -> None:
     uuid = (await server(cloud, PROJECT, vm_state="error", host=None)).uuid
     reply = await act(api, uuid, action)

@@ -95,7 +95,7 @@ async def test_counters_of_a_guest(whole: Whole) -> None:
     await whole.gone(uuid)
 
 
-@pytest.mark.capability("API-3", "API-55", "API-56")
+@pytest.mark.capability("API-55", "API-56")
 async def test_before_it_runs(whole: Whole) -> None:
     """Not ready while it has no host; nothing to be seen while its guest is not there."""
     with whole.held("prepare"):

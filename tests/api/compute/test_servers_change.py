@@ -273,7 +273,6 @@ async def test_many_deletes_at_a_time(whole: Whole) -> None:
     assert await audits(whole.cloud) == []
 
 
-@pytest.mark.capability("API-97")
 async def test_delete_of_one_that_was_never_placed(whole: Whole) -> None:
     uuid = (await whole.made(who="admin", availability_zone="nova:moon")).uuid
     await whole.gone(uuid)

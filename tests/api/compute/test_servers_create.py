@@ -15,6 +15,7 @@ from kilonova.db import flavors, keypairs
 from kilonova.model.flavor import Flavor
 from kilonova.rpc.messages import GuestSpec
 from tests.api.compute.conftest import Whole
+from tests.api.compute.whole_cloud import FLAVOR
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -84,6 +85,10 @@ async def test_the_least_that_can_be_asked_for(whole: Whole) -> None:
     assert shown["flavor"]["ram"] == 128
     assert shown["OS-EXT-SRV-ATTR:reservation_id"].startswith("r-")
     assert await whole.cloud.placement.held(instance.uuid) != {}
+    flavor = await whole.cloud.db.read(lambda tx: flavors.show(tx, FLAVOR))
+    assert instance.flavor == flavor
+    assert instance.image is not None
+    assert (instance.image.id, instance.image.size) == (whole.image, 1 << 20)
     assert whole.driver.guest_file.state(instance.uuid) == 1
 
 

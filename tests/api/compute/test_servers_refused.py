@@ -91,7 +91,13 @@ async def test_images_whose_properties_forbid_it(whole: Whole) -> None:
     asked = {"OS-DCF:diskConfig": "AUTO"}
     assert "automatic disk resize disabled" in await whole.refused(400, imageRef=fixed, **asked)
     assert (await whole.create(imageRef=fixed, **{"OS-DCF:diskConfig": "MANUAL"})).status == 202
-    assert (await whole.create(imageRef=fixed)).status == 202
+    assert (await whole.create(imageRef=fixed)).json["server"]["OS-DCF:diskConfig"] == "MANUAL"
+    growing = await image(whole, auto_disk_config="True")
+    for asked, expected in ((None, "AUTO"), ("AUTO", "AUTO"), ("MANUAL", "MANUAL")):
+        reply = await whole.create(imageRef=growing, **{"OS-DCF:diskConfig": asked})
+        made = reply.json["server"]
+        assert made["OS-DCF:diskConfig"] == expected
+        assert (await whole.shown(made["id"]))["OS-DCF:diskConfig"] == expected
 
 
 @pytest.mark.capability("API-70")
