@@ -66,7 +66,7 @@ def seen(uuid: str, state: int, generation: int = 10) -> Observed:
     return Observed(uuid=uuid, power_state=state, generation=generation)
 
 
-@pytest.mark.capability("PS-1", "PS-2", "MG-LCE-1")
+@pytest.mark.capability("PS-2")
 @pytest.mark.parametrize("vm_state", [state for state in VM_STATES if state != Vm.DELETED])
 async def test_the_table(idle: Cloud, vm_state: str) -> None:
     assert set(POWER_NAMES) == {0, 1, 3, 4, 6, 7}
@@ -88,6 +88,7 @@ async def test_a_stop_by_power_is_an_action_of_the_owner(idle: Cloud) -> None:
     (action,) = await submitted(idle, made.uuid)
     assert (action.action, action.user_id, action.project_id) == ("stop", made.user_id, "p1")
     assert action.request_id.startswith("req-")
+    assert (await found(idle, made.uuid)).progress == 0
     assert msgspec.json.decode(action.params, type=StopParams) == StopParams(clean=False)
 
 

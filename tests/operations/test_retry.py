@@ -75,7 +75,7 @@ async def assert_nothing_left(three: Three, uuid: str) -> None:
     assert await audits(cloud) == []
 
 
-@pytest.mark.capability("BR-3")
+@pytest.mark.capability("MG-BLD-15")
 @pytest.mark.parametrize("step", list(BROKEN))
 async def test_the_next_host_takes_it_and_the_first_is_left_clean(three: Three, step: str) -> None:
     first, second, third = three.hosts
@@ -102,6 +102,7 @@ async def test_when_all_have_failed_each_says_why(three: Three) -> None:
         host.driver.faults.add("start", HostFault(f"no luck with {host.name}"))
     server = await boot(three)
     assert (server.vm_state, server.task_state, server.host) == (Vm.ERROR, None, None)
+    assert (server.node, server.availability_zone) == (None, None)
     assert server.fault is not None
     for name in ("h1", "h2", "h3"):
         assert f"no luck with {name}" in server.fault.message
@@ -132,11 +133,13 @@ async def test_when_the_others_are_full_the_reasons_say_so(three: Three) -> None
     await assert_nothing_left(three, server.uuid)
 
 
+@pytest.mark.capability("MG-BLD-16")
 async def test_a_forced_host_is_the_only_one(three: Three) -> None:
     three.host("h2").driver.faults.add("start", HostFault("no luck"))
     server = await boot(three, availability_zone="nova:h2")
     assert server.vm_state == Vm.ERROR and server.fault is not None
     assert server.fault.message == "no luck"
+    assert (server.task_state, server.host, server.node) == (None, None, None)
     await assert_nothing_left(three, server.uuid)
     server = await boot(three, availability_zone="nova:h3")
     assert (server.vm_state, server.host) == (Vm.ACTIVE, "h3")
@@ -149,6 +152,13 @@ async def test_what_no_host_could_do_is_not_tried_on_another(three: Three) -> No
     assert server.fault.message == "the image is broken"
     assert [host.driver.guest_file.everything() for host in three.hosts] == [{}, {}, {}]
     await assert_nothing_left(three, server.uuid)
+
+
+async def test_a_fault_that_nobody_foresaw_is_one_of_its_host(three: Three) -> None:
+    three.host("h1").driver.faults.add("start", KeyError("of the driver"))
+    server = await boot(three)
+    assert (server.vm_state, server.host) == (Vm.ACTIVE, "h2")
+    assert three.host("h1").empty
 
 
 async def test_hosts_out_of_service_are_passed_over(three: Three) -> None:

@@ -15,7 +15,7 @@ import structlog
 from kilonova.agent.actor import Actor
 from kilonova.agent.ledger import Generations, Ledger
 from kilonova.clock import SECOND, Clock
-from kilonova.errors import Conflict, HostFault, NotFound
+from kilonova.errors import Conflict, HostFault, KilonovaError, NotFound
 from kilonova.model.host import HostReport
 from kilonova.model.port import Vif
 from kilonova.model.states import Power
@@ -213,6 +213,11 @@ class Agent:
             return await actor.run(verb, urgent=urgent)
         except NotFound as error:
             raise HostFault(str(error)) from error
+        except KilonovaError:
+            raise
+        except Exception as error:
+            log.error("unforeseen fault on this host", instance=uuid, exc_info=True)
+            raise HostFault(f"Unexpected fault on this host: {type(error).__name__}.") from error
         finally:
             if actor.waiting == 0:
                 self._actors.pop(uuid, None)

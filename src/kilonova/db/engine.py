@@ -20,6 +20,8 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import BigInteger
 
+from kilonova.errors import Unreachable
+
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
@@ -28,7 +30,7 @@ class UniqueViolation(Exception):
     """An insert or update met a row that must be the only one of its key."""
 
 
-class DatabaseUnavailable(Exception):
+class DatabaseUnavailable(Unreachable):
     """The database cannot be reached; the transaction did not happen as far as is known."""
 
 

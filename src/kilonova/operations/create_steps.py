@@ -75,7 +75,9 @@ async def _place(run: Run) -> Done:
 
 async def _unplace(run: Run) -> Done:
     await run.cloud.placement.release(run.instance_uuid)
-    return Done(changes={"host": None, "node": None, "task_state": Task.SCHEDULING})
+    zone = (await instance_of(run)).pinned_availability_zone
+    nowhere = {"host": None, "node": None, "availability_zone": zone}
+    return Done(changes={**nowhere, "task_state": Task.SCHEDULING})
 
 
 async def _ports(run: Run) -> Done:

@@ -67,7 +67,7 @@ def _agree(tx: Tx, cloud: Cloud, instance: Instance, stopped_for: dict[str, froz
         vm_state=instance.vm_state,
         power_state=power,
     )
-    instances.update(tx, instance.uuid, expect_task=None, task_state=Task.POWERING_OFF)
+    instances.update(tx, instance.uuid, expect_task=None, task_state=Task.POWERING_OFF, progress=0)
     # Nova too lets the API stop such a server, so that users find an action that explains it.
     context = RequestContext(
         request_id=f"req-{cloud.new_uuid()}", user_id=instance.user_id, project_id=instance.project_id

@@ -83,7 +83,6 @@ async def test_a_hypervisor_is_shown_with_what_is_booked(cloud: SmallCloud) -> N
     assert json.loads(old["cpu_info"]) == {"arch": "x86_64"}
 
 
-@pytest.mark.capability("API-134")
 async def test_uptime_is_that_of_a_living_host(cloud: SmallCloud) -> None:
     host = await cloud.host("h1")  # started a day, two hours and some minutes ago
     path = f"{PATH}/{host.compute_id}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kilonova.errors import Conflict, Failed, HostFault, NotFound, TryAgain
+from kilonova.errors import Conflict, Failed, HostFault, NotFound, TryAgain, Unreachable
 from kilonova.model.states import Power
 from tests.unit.agent.host import Host, command, guest
 
@@ -254,7 +254,6 @@ async def test_a_removal_ends_a_build(host: Host) -> None:
     assert host.driver.guest_file.state("g1") is None
 
 
-@pytest.mark.capability("MG-GEN-8")
 async def test_so_many_builds_at_a_time(tmp_path: Path) -> None:
     for limit, begun in ((2, 2), (0, 5)):  # 0: as many as come
         directory = tmp_path / str(limit)
@@ -290,6 +289,16 @@ async def test_guests_that_are_not_there(host: Host) -> None:
         await gone(command(), "g1")
     await host.agent.unplug(command(), "g1", guest().vifs)
     assert host.plugger.log == ["-port-g1"]
+
+
+async def test_a_fault_that_nobody_foresaw_is_the_hosts(host: Host) -> None:
+    host.driver.faults.add("prepare", KeyError("of the driver"))
+    with pytest.raises(HostFault, match="Unexpected fault on this host: KeyError"):
+        await host.agent.prepare(command(), guest())
+    for error in (Failed("no"), TryAgain("later"), Unreachable("nobody")):  # these say what they mean
+        host.driver.faults.add("prepare", error)
+        with pytest.raises(type(error)):
+            await host.agent.prepare(command(), guest())
 
 
 async def test_what_a_guest_said_and_counts(host: Host) -> None:
