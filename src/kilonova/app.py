@@ -25,7 +25,7 @@ from kilonova.host_parts import HostParts, host_parts
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
 from kilonova.model.context import RequestContext
-from kilonova.model.host import HostReport
+from kilonova.model.host import DISABLED_TRAIT, HostReport
 from kilonova.operations import external_event, power
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.registry import OPERATIONS
@@ -213,10 +213,9 @@ class EmbeddedCloud:
     async def register(self, report: HostReport) -> None:
         """Take over what a host says of itself.  Raises Conflict for a host that has changed its identity."""
         now = self.clock.now()
-        await self.db.write(lambda tx: hosts.upsert(tx, report, now))
-        await self.placement.report(
-            report.compute_id, report.hypervisor_hostname, report.inventories, report.traits
-        )
+        host = await self.db.write(lambda tx: hosts.upsert(tx, report, now))
+        traits = (*report.traits, DISABLED_TRAIT) if host.disabled else report.traits
+        await self.placement.report(report.compute_id, report.hypervisor_hostname, report.inventories, traits)
         self.scheduler.forget()
 
     async def alive(self, report: HostReport) -> None:

@@ -59,6 +59,21 @@ async def test_a_living_agent_whose_service_was_deleted_registers_anew(tmp_path:
         assert await boot(cloud) == (Vm.ACTIVE, "h1")
 
 
+@pytest.mark.capability("API-137")
+async def test_placement_knows_who_is_disabled_after_restarts_too(tmp_path: Path) -> None:
+    for status, found in (("disabled", True), ("disabled", True), ("enabled", False)):
+        async with embedded(tmp_path / "state", DEFAULT={"host": "h1"}) as cloud:
+            host = await known(cloud, "h1")
+            assert host is not None
+            path = f"/os-services/{host.service_uuid}"
+            assert (await api_of(cloud)("PUT", path, {"status": status}, v=53)).status == 200
+            (provider,) = await cloud.placement.providers()
+            assert ("COMPUTE_STATUS_DISABLED" in provider.traits) == found
+        async with embedded(tmp_path / "state", DEFAULT={"host": "h1"}) as cloud:
+            (provider,) = await cloud.placement.providers()
+            assert ("COMPUTE_STATUS_DISABLED" in provider.traits) == found
+
+
 async def test_a_disabled_service_takes_no_server_from_that_moment_on(three: Three) -> None:
     api = api_of(three.cloud)
     assert await boot(three.cloud) == (Vm.ACTIVE, "h1")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
+
 from kilonova.api.call import Call
 from kilonova.api.routes import Route
 from kilonova.api.schema.kinds import is_uuid
@@ -11,8 +13,10 @@ from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
 from kilonova.api.views.services import COMPUTE, SERVICE, Service, compute_service, controller_services
 from kilonova.db import aggregates, hosts, instances
 from kilonova.db.engine import Tx
-from kilonova.errors import Conflict, Invalid, NotFound
-from kilonova.model.host import Host
+from kilonova.errors import Conflict, Invalid, KilonovaError, NotFound
+from kilonova.model.host import DISABLED_TRAIT, Host
+
+log = structlog.get_logger("kilonova.api")
 
 _RULE = "os_compute_api:os-services"
 _PATH = "/os-services/{service_id}"
@@ -60,6 +64,21 @@ def _check_uuid(service_id: str) -> None:
         raise Invalid(f"Invalid uuid {service_id}")
 
 
+def _present(tx: Tx, name: str) -> Host:
+    host = hosts.show(tx, name)
+    assert host is not None
+    return host
+
+
+async def _changed(call: Call, host: Host) -> None:
+    """Tell those who choose hosts.  Placement is told again when the host reports, if it does not hear now."""
+    call.cloud.scheduler.forget()
+    try:
+        await call.cloud.placement.set_trait(host.compute_id, DISABLED_TRAIT, host.disabled)
+    except KilonovaError as error:
+        log.warning("placement not told of the service", host=host.host, error=str(error))
+
+
 async def update(call: Call) -> dict[str, Any]:
     service_id, given = call.path["service_id"], call.body
     _check_uuid(service_id)
@@ -78,12 +97,10 @@ async def update(call: Call) -> dict[str, Any]:
             hosts.set_disabled(tx, host.host, given.status == "disabled", given.disabled_reason, now)
         if given.forced_down is not None:
             hosts.set_forced_down(tx, host.host, given.forced_down, now)
-        changed = hosts.show(tx, host.host)
-        assert changed is not None
-        return changed
+        return _present(tx, host.host)
 
     changed = await call.cloud.db.write(write)
-    call.cloud.scheduler.forget()
+    await _changed(call, changed)
     return {"service": SERVICE.bind(call)(_compute(call, changed))}
 
 
@@ -105,7 +122,7 @@ async def update_by_verb(call: Call) -> dict[str, Any]:
     else:
         raise NotFound("Unknown action")
 
-    def write(tx: Tx) -> None:
+    def write(tx: Tx) -> Host:
         if given.binary != COMPUTE or hosts.show(tx, given.host) is None:
             raise NotFound(f"Could not find binary {given.binary} on host {given.host}.")
         if "forced_down" in shown:
@@ -113,9 +130,9 @@ async def update_by_verb(call: Call) -> dict[str, Any]:
         else:
             disabled = shown["status"] == "disabled"
             hosts.set_disabled(tx, given.host, disabled, shown.get("disabled_reason"), now)
+        return _present(tx, given.host)
 
-    await call.cloud.db.write(write)
-    call.cloud.scheduler.forget()
+    await _changed(call, await call.cloud.db.write(write))
     return {"service": shown}
 
 

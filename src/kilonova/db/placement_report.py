@@ -53,6 +53,17 @@ def report(
     return providers.bump(tx, provider) if moved else provider
 
 
+_NAMES = {"trait": providers.traits_of, "aggregate": providers.aggregates_of}
+
+
+def put(tx: Tx, uuid: str, kind: str, name: str, present: bool) -> None:
+    """Whether a provider has one trait, or is in one aggregate.  Raises NotFound."""
+    provider, names = providers.lock(tx, uuid), _NAMES[kind]
+    found = names.of(tx, uuid)
+    if names.replace(tx, uuid, found | {name} if present else found - {name}):
+        providers.bump(tx, provider)
+
+
 def _check(uuid: str, found: dict[str, providers.Stock], wanted: dict[str, Inventory]) -> None:
     for name, stock in found.items():
         capacity = wanted[name].capacity if name in wanted else 0

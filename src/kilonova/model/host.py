@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+DISABLED_TRAIT = "COMPUTE_STATUS_DISABLED"
+"""On the provider of a host to which no new servers may go."""
+
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """One resource class of a provider, in placement's words."""

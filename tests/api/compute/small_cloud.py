@@ -64,6 +64,7 @@ class Providers:
 
     found: list[ProviderSummary] = field(default_factory=list)
     aggregates: set[tuple[str, str]] = field(default_factory=set)  # provider, aggregate
+    traits: set[tuple[str, str]] = field(default_factory=set)  # provider, trait
     broken: bool = False
 
     async def providers(self) -> list[ProviderSummary]:
@@ -74,6 +75,12 @@ class Providers:
             raise Unreachable("placement does not answer")
         change = self.aggregates.add if member else self.aggregates.discard
         change((uuid, aggregate))
+
+    async def set_trait(self, uuid: str, trait: str, present: bool) -> None:
+        if self.broken:
+            raise Unreachable("placement does not answer")
+        change = self.traits.add if present else self.traits.discard
+        change((uuid, trait))
 
     async def remove(self, uuid: str) -> None:
         if any(one.uuid == uuid and any(one.used.values()) for one in self.found):

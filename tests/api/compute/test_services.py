@@ -110,6 +110,24 @@ async def test_a_service_is_disabled_and_enabled(cloud: SmallCloud) -> None:
     assert cloud.scheduler.forgotten == 3
 
 
+@pytest.mark.capability("API-137")
+async def test_placement_is_told_who_is_disabled(cloud: SmallCloud) -> None:
+    host = await cloud.host("h1")
+    told = {(host.compute_id, "COMPUTE_STATUS_DISABLED")}
+    path = f"{PATH}/{host.service_uuid}"
+    named = {"host": "h1", "binary": "nova-compute"}
+    assert (await cloud("PUT", path, {"status": "disabled"}, version=53)).status == 200
+    assert cloud.placement.traits == told
+    assert (await cloud("PUT", f"{PATH}/enable", named, version=52)).status == 200
+    assert cloud.placement.traits == set()
+    assert (await cloud("PUT", f"{PATH}/disable", named, version=52)).status == 200
+    assert (await cloud("PUT", path, {"forced_down": True}, version=53)).status == 200
+    assert cloud.placement.traits == told
+    cloud.placement.broken = True  # it hears of it when the host reports
+    assert (await cloud("PUT", path, {"status": "enabled"}, version=53)).status == 200
+    assert (await only(cloud))["status"] == "enabled"
+
+
 async def test_a_service_is_forced_down(cloud: SmallCloud) -> None:
     path = f"{PATH}/{(await cloud.host('h1')).service_uuid}"
     changed = (await cloud("PUT", path, {"forced_down": "true"}, version=53)).json["service"]

@@ -55,14 +55,10 @@ class BuiltinPlacement:
             await self.db.write(lambda tx: placement_providers.remove(tx, uuid))
 
     async def set_aggregate(self, uuid: str, aggregate: str, member: bool) -> None:
-        def transaction(tx: Tx) -> None:
-            provider = placement_providers.lock(tx, uuid)
-            found = placement_providers.aggregates_of.of(tx, uuid)
-            wanted = found | {aggregate} if member else found - {aggregate}
-            if placement_providers.aggregates_of.replace(tx, uuid, wanted):
-                placement_providers.bump(tx, provider)
+        await self.db.write(lambda tx: placement_report.put(tx, uuid, "aggregate", aggregate, member))
 
-        await self.db.write(transaction)
+    async def set_trait(self, uuid: str, trait: str, present: bool) -> None:
+        await self.db.write(lambda tx: placement_report.put(tx, uuid, "trait", trait, present))
 
     async def providers(self) -> list[ProviderSummary]:
         return [_summary(each) for each in await self.db.read(placement_report.summaries)]

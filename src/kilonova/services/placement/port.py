@@ -35,6 +35,9 @@ class Placement(Protocol):
     async def set_aggregate(self, uuid: str, aggregate: str, member: bool) -> None:
         """Whether a provider is in an aggregate (a uuid).  Raises NotFound for an unknown provider."""
 
+    async def set_trait(self, uuid: str, trait: str, present: bool) -> None:
+        """Whether a provider has a trait.  Raises NotFound for an unknown provider."""
+
     async def providers(self) -> list[ProviderSummary]: ...
 
     async def claim(
