@@ -149,6 +149,18 @@ async def test_aggregates(placement: Placement, host: str) -> None:
         await placement.set_aggregate(new(), one, True)
 
 
+async def test_one_trait_comes_and_goes(placement: Placement, host: str) -> None:
+    before = (await summary(placement, host)).traits
+    for _ in range(2):
+        await placement.set_trait(host, "COMPUTE_STATUS_DISABLED", True)
+    assert (await summary(placement, host)).traits == {*before, "COMPUTE_STATUS_DISABLED"}
+    for _ in range(2):
+        await placement.set_trait(host, "COMPUTE_STATUS_DISABLED", False)
+    assert (await summary(placement, host)).traits == before
+    with pytest.raises(NotFound):
+        await placement.set_trait(new(), "COMPUTE_STATUS_DISABLED", True)
+
+
 async def test_a_provider_is_removed_when_nothing_is_booked_on_it(placement: Placement, host: str) -> None:
     server = new()
     assert await placement.claim(server, host, BOOT, "p", "u")

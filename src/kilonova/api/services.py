@@ -71,7 +71,7 @@ def _present(tx: Tx, name: str) -> Host:
 
 
 async def _changed(call: Call, host: Host) -> None:
-    """Tell those who choose hosts.  Placement is told again when the host reports, if it does not hear now."""
+    """Tell those who choose hosts.  What placement does not hear now it hears when the host reports."""
     call.cloud.scheduler.forget()
     try:
         await call.cloud.placement.set_trait(host.compute_id, DISABLED_TRAIT, host.disabled)
