@@ -23,7 +23,7 @@ from kilonova.journal.walk import Walk
 log = structlog.get_logger("kilonova.journal")
 
 SCAN = 1.0  # seconds between looks for work that nobody hinted at
-DRAIN = 3.0  # seconds that steps have to end at a shutdown
+DRAIN = 3.0  # seconds that steps under way have to end at a shutdown
 PAGE = 64
 
 

@@ -59,8 +59,10 @@ class Walk:
     # ---- forwards ----
 
     async def _forward(self) -> bool:
-        """Do steps until the end, a failure (True: unwind it) or a wait (False)."""
+        """Do steps until the end, a failure (True: unwind it), a wait or a stop of the runner (False)."""
         while self.row.cursor < len(self.row.plan):
+            if self.runner.stopping:
+                return False
             step = self._step(self.row.plan[self.row.cursor])
             if step is None:
                 await self._attention(LOST_CODE)
@@ -371,6 +373,8 @@ class Walk:
         row = self.row
         lowest = max(row.floor - 1, 0)
         while row.cursor >= lowest:
+            if self.runner.stopping:
+                return False
             step = self._step(row.plan[row.cursor])
             if step is None:
                 await self._attention(LOST_CODE)

@@ -20,7 +20,7 @@ from kilonova.db.tables.journal import actions
 from kilonova.errors import Failed, HostFault
 from kilonova.journal.model import Run
 from kilonova.journal.runner import Runner
-from kilonova.journal.statements import FOREVER
+from kilonova.journal.statements import FOREVER, SIGNALS_OF
 from kilonova.testing.clock import VirtualClock
 from kilonova.testing.database import WatchedDatabase
 from tests.unit.journal.toy import CONTEXT, Lab, Params, World, lab, toy
@@ -188,8 +188,22 @@ async def test_a_signal_that_is_being_committed_while_the_wait_is_written_down(
         assert clock.now() - began < 5 * SECOND
 
 
+class Slow(Tx):
+    """A transaction that stops after it has looked for signals, until ``go`` is set."""
+
+    looked: threading.Event
+    go: threading.Event
+
+    def all(self, statement: Any, **values: Any) -> list[Any]:
+        rows = super().all(statement, **values)
+        if statement is SIGNALS_OF and not self.looked.is_set():
+            self.looked.set()
+            assert self.go.wait(60)
+        return rows
+
+
 class Holding(WatchedDatabase):
-    """Holds the commit of a look for signals until ``go`` is set."""
+    """Makes the first look for signals a slow one."""
 
     def __init__(self, db: Database) -> None:
         super().__init__(db)
@@ -197,15 +211,14 @@ class Holding(WatchedDatabase):
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
         def held(tx: Tx) -> T:
-            result = fn(tx)
-            self.looked.set()
-            assert self.go.wait(60)
-            return result
+            slow = Slow(tx._cursor, tx._dialect)
+            slow.after_commit, slow.looked, slow.go = tx.after_commit, self.looked, self.go
+            return fn(slow)
 
-        return await super().write(held if fn.__name__ == "look" and not self.looked.is_set() else fn)
+        return await super().write(held)
 
 
-async def test_a_signal_that_comes_while_the_wait_is_being_committed(
+async def test_a_signal_that_comes_while_the_wait_is_being_written_down(
     db: Database, clock: VirtualClock
 ) -> None:
     holding = Holding(db)
@@ -215,7 +228,7 @@ async def test_a_signal_that_comes_while_the_wait_is_being_committed(
         await asyncio.to_thread(holding.looked.wait, 60)
         signalling = asyncio.create_task(db.write(lambda tx: it.journal.signal(tx, "i", "plugged", "2")))
         if not isinstance(db, SqliteDatabase):
-            await _waits_for_a_lock(db)
+            await _waits_for_a_lock(db, signalling)
         began = clock.now()
         holding.go.set()
         await signalling
@@ -223,11 +236,13 @@ async def test_a_signal_that_comes_while_the_wait_is_being_committed(
         assert clock.now() - began < 5 * SECOND
 
 
-async def _waits_for_a_lock(db: Database) -> None:
+async def _waits_for_a_lock(db: Database, or_ends: asyncio.Task[None] | None = None) -> None:
     """Come back when a session of PostgreSQL waits for another one's lock."""
     query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     async with asyncio.timeout(60):
         while not await db.read(lambda tx: tx.scalar(query)):
+            if or_ends is not None and or_ends.done():
+                return
             await asyncio.sleep(0.01)
 
 

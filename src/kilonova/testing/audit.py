@@ -1,0 +1,160 @@
+"""Whether anything in a cloud belongs to nobody: claims, ports, guests, quota, signals, operations.
+
+Works on the database of a cloud that is idle or stopped, and on what its fake hypervisor has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import func, select
+
+from kilonova.clock import SystemClock
+from kilonova.db import instances, quotas
+from kilonova.db import placement as placement_db
+from kilonova.db.engine import Tx
+from kilonova.db.sqlite import SqliteDatabase
+from kilonova.db.tables import compute, network, placement
+from kilonova.db.tables.journal import action_events, actions, signals
+from kilonova.model.instance import Instance
+from kilonova.model.states import Power, Vm
+from kilonova.virt.fake.guests import GuestFile
+
+_POWER = {Vm.ACTIVE: Power.RUNNING, Vm.STOPPED: Power.SHUTDOWN}
+
+
+class State(msgspec.Struct, frozen=True):
+    """What a stopped cloud has: its living servers by uuid, and every complaint."""
+
+    servers: dict[str, Instance]
+    leaks: list[str]
+
+
+async def stopped(state_dir: Path) -> State:
+    """Look into the state directory of a cloud that does not run."""
+    file = GuestFile(state_dir / "agent" / "fake-guests.db")
+    guests = file.everything()
+    file.close()
+    db = SqliteDatabase(state_dir / "kilonova.db", SystemClock())
+    try:
+        return await db.read(lambda tx: State(living(tx), leaks(tx, guests)))
+    finally:
+        await db.close()
+
+
+def living(tx: Tx) -> dict[str, Instance]:
+    rows = tx.all(select(*compute.instances.columns).where(compute.instances.c.deleted_at.is_(None)))
+    found = [instances.from_row(row) for row in rows]
+    return {each.uuid: each for each in found}
+
+
+def leaks(tx: Tx, guests: Mapping[str, int]) -> list[str]:
+    """Every thing that is not as it should be in an idle cloud; empty in a sound one.
+
+    ``guests``: what the hypervisor has, uuid -> power state (PREPARED: only its disks).
+    """
+    servers = living(tx)
+    result = [repr(each) for each in (*quotas.audit(tx), *placement_db.audit(tx))]
+    result += [f"operation {row[0]} of {row[1]} is {row[2]}" for row in tx.all(_OPEN)]
+    result += [f"signal {row[1]} {row[2]} of {row[0]} is left" for row in tx.all(_SIGNALS)]
+    events = tx.scalar(select(func.count()).select_from(network.network_events))
+    result += [f"{events} events were not delivered"] if events else []
+    claims: dict[str, dict[str, int]] = defaultdict(dict)
+    for consumer, resource, amount in tx.all(_CLAIMS):
+        claims[consumer][resource] = amount
+    ports: dict[str, set[str]] = defaultdict(set)
+    for port, device, host, status in tx.all(_PORTS):
+        ports[device].add(port)
+        if device in servers and (host, status) != (servers[device].host, "ACTIVE"):
+            result.append(f"port {port} of {device} is {status} on '{host}'")
+    for kind, owners in (("a claim", claims), ("a port", ports), ("a guest", guests)):
+        result += [f"{kind} of {uuid}, which is no server" for uuid in owners if uuid not in servers]
+    for server in servers.values():
+        result += _of_server(server, claims, ports, guests)
+    result += _counted_ports(tx)
+    result += _unlogged(tx)
+    return result
+
+
+_OPEN = select(actions.c.id, actions.c.instance_uuid, actions.c.state).where(actions.c.open)
+_SIGNALS = select(signals.c.instance_uuid, signals.c.name, signals.c.tag)
+_CLAIMS = select(
+    placement.allocations.c.consumer, placement.allocations.c.resource_class, placement.allocations.c.amount
+)
+_PORTS = select(
+    network.ports.c.id, network.ports.c.device_id, network.ports.c.host, network.ports.c.status
+).where(network.ports.c.device_owner.like("compute:%"))
+_ADDRESSES = select(network.port_addresses.c.address).where(
+    network.port_addresses.c.port_id.not_in(select(network.ports.c.id))
+)
+
+
+def _of_server(
+    server: Instance,
+    claims: Mapping[str, dict[str, int]],
+    ports: Mapping[str, set[str]],
+    guests: Mapping[str, int],
+) -> Iterator[str]:
+    """What a server in rest has, against what it should have."""
+    uuid = server.uuid
+    if server.task_state is not None:
+        yield f"server {uuid} is {server.vm_state} and still {server.task_state}"
+    known = {vif.port_id for vif in server.vifs}
+    if known != ports.get(uuid, set()):
+        yield f"server {uuid} knows the ports {known} and has {ports.get(uuid)}"
+    if server.host is None:
+        kinds = (("a claim", claims), ("ports", ports), ("a guest", guests))
+        yield from (f"server {uuid} is on no host and has {kind}" for kind, held in kinds if uuid in held)
+        if server.vm_state in _POWER:
+            yield f"server {uuid} is {server.vm_state} on no host"
+        return
+    if claims.get(uuid) != server.flavor.resources():
+        yield f"server {uuid} has claimed {claims.get(uuid)}"
+    wanted = _POWER.get(server.vm_state)
+    if wanted is not None and (guests.get(uuid), server.power_state) != (wanted, wanted):
+        yield f"server {uuid} is {server.vm_state}, its guest {guests.get(uuid)}, noted {server.power_state}"
+
+
+def _counted_ports(tx: Tx) -> Iterator[str]:
+    """Neutron's quota of ports, and addresses without a port."""
+    table = network.network_usages
+    counted = {
+        row[0]: row[1]
+        for row in tx.all(select(table.c.project_id, table.c.used).where(table.c.resource == "port"))
+    }
+    there = dict(
+        (row[0], row[1])
+        for row in tx.all(
+            select(network.ports.c.project_id, func.count())
+            .where(network.ports.c.device_owner != "network:dhcp")  # which nobody is charged for
+            .group_by(network.ports.c.project_id)
+        )
+    )
+    for project in {*counted, *there}:
+        if counted.get(project, 0) != there.get(project, 0):
+            yield f"project {project} is booked {counted.get(project, 0)} ports, has {there.get(project, 0)}"
+    yield from (f"the address {row[0]} belongs to no port" for row in tx.all(_ADDRESSES))
+
+
+def _unlogged(tx: Tx) -> Iterator[str]:
+    """Operations whose log does not tell what they did: each step of a finished one, once a round."""
+    logged: dict[int, list[str]] = defaultdict(list)
+    for action, step in tx.all(
+        select(action_events.c.action_id, action_events.c.step).where(
+            action_events.c.phase == "do", action_events.c.result == "Success"
+        )
+    ):
+        logged[action].append(step)
+    query = select(
+        actions.c.id, actions.c.plan, actions.c.state, actions.c.finish_time, actions.c.message
+    ).where(~actions.c.open)
+    for action, plan, state, finished, message in tx.all(query):
+        if finished is None or state not in ("done", "failed") or (state == "failed") != (message == "Error"):
+            yield f"operation {action} is closed as {state}, finished {finished}, message {message}"
+        missing = set(json.loads(plan)) - set(logged[action])
+        if state == "done" and missing:
+            yield f"operation {action} is done, its log lacks {missing}"

@@ -1,0 +1,172 @@
+"""SIGKILL of the real process in the middle of fifty boots, of fifty deletes, and of its recovery.
+
+After a restart every server that was accepted is ACTIVE, or ERROR with nothing left behind; what was asked
+to be deleted is gone; and nobody has what he did not ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.process.cloud import Cloud, Load, when
+from tests.process.conftest import Make
+
+MANY = 50
+SLOW = "[fake]\ndelay = 0.05\n"
+FAST = ""
+
+
+def count(cloud: Cloud, least: int, state: int) -> bool:
+    """Whether so many guests are in a state, by the hypervisor's own file."""
+    return sum(each == state for each in cloud.guests().values()) >= least
+
+
+async def boots_until(cloud: Cloud, load: Load, condition: Callable[[], bool]) -> None:
+    """Ask for fifty servers, and kill the process as soon as the condition holds."""
+    image = await cloud.image()
+    (await cloud.client()).close()
+    boots = asyncio.create_task(load.boots(MANY, image))
+    await when(condition)
+    await asyncio.to_thread(cloud.kill)
+    await boots
+
+
+def mid_way(cloud: Cloud) -> int:
+    """How many operations the killed process left open."""
+    return sum(" is " in each and each.startswith("operation") for each in asyncio.run(cloud.stopped()).leaks)
+
+
+def assert_sound(cloud: Cloud, load: Load, *, deleted: frozenset[str] = frozenset()) -> None:
+    """Through the API, and then in the state directory."""
+    servers = asyncio.run(cloud.settled())
+    assert set(load.accepted) - deleted <= set(servers)
+    assert not deleted & set(servers)
+    names = [each["name"] for each in servers.values()]
+    assert len(names) == len(set(names)), "an unanswered request was carried out twice"
+    assert set(names) <= set(load.asked)
+    assert {each["status"] for each in servers.values()} <= {"ACTIVE", "ERROR"}
+    for each in servers.values():
+        if each["status"] == "ERROR":
+            assert each["fault"]["message"], each
+    cloud.stop()
+    state = asyncio.run(cloud.stopped())
+    assert state.leaks == []
+    assert set(state.servers) == set(servers)
+
+
+KILL_POINTS: dict[str, Callable[[Cloud, Load], bool]] = {
+    "while requests come in": lambda cloud, load: len(load.accepted) >= 7,
+    "when the first guests are defined": lambda cloud, load: count(cloud, 3, 3),
+    "when half of the guests run": lambda cloud, load: count(cloud, MANY // 2, 1),
+}
+
+
+@pytest.mark.capability("MG-INIT-9", "MG-INIT-21", "MG-BLD-1")
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_killed_in_the_middle_of_fifty_boots(make: Make, point: str) -> None:
+    cloud = make(SLOW)
+    cloud.start()
+    load = Load(cloud)
+    asyncio.run(boots_until(cloud, load, lambda: KILL_POINTS[point](cloud, load)))
+    assert load.accepted and load.refused == []
+    assert mid_way(cloud) >= 5
+    cloud.start()
+    assert_sound(cloud, load)
+
+
+def test_killed_again_and_again_while_it_recovers(make: Make) -> None:
+    cloud = make(SLOW)
+    cloud.start()
+    load = Load(cloud)
+    asyncio.run(boots_until(cloud, load, lambda: len(load.accepted) >= 40))
+    left = mid_way(cloud)
+    assert left >= 20
+    for _ in range(2):  # each time as soon as it has done something
+        running = sum(state == 1 for state in cloud.guests().values())
+        cloud.spawn()
+        asyncio.run(when(lambda least=running + 2: count(cloud, least, 1)))  # type: ignore[misc]
+        cloud.kill()
+    assert 0 < mid_way(cloud) < left
+    cloud.start()
+    assert_sound(cloud, load)
+
+
+@pytest.mark.capability("MG-INIT-12")
+@pytest.mark.parametrize("least", [3, 35])
+def test_killed_in_the_middle_of_fifty_deletes(make: Make, least: int) -> None:
+    cloud = make(FAST)
+    cloud.start()
+    load = Load(cloud)
+
+    async def boot_all() -> None:
+        image = await cloud.image()
+        (await cloud.client()).close()
+        await load.boots(MANY, image)
+        servers = await cloud.settled()
+        assert [each["status"] for each in servers.values()] == ["ACTIVE"] * MANY
+
+    asyncio.run(boot_all())
+    cloud.stop()
+    cloud.config.write_text(SLOW)
+    cloud.start()
+
+    async def delete_until() -> None:
+        (await cloud.client()).close()
+        deletes = asyncio.create_task(load.deletes(sorted(load.accepted)))
+        await when(lambda: len(cloud.guests()) <= MANY - least)
+        await asyncio.to_thread(cloud.kill)
+        await deletes
+
+    asyncio.run(delete_until())
+    assert load.deleted and load.refused == []
+    assert mid_way(cloud) >= 3
+    cloud.start()
+    assert_sound(cloud, load, deleted=frozenset(load.deleted))
+
+
+@pytest.mark.capability("MG-INIT-16", "MG-INIT-13")
+def test_killed_while_servers_stop_start_and_reboot(make: Make) -> None:
+    cloud = make(FAST)
+    cloud.start()
+    load = Load(cloud)
+    verbs = [{"os-stop": None}, {"reboot": {"type": "HARD"}}, {"os-start": None}]
+
+    async def act(uuid: str, body: object) -> int:
+        client = cloud.connection()
+        status, _, _ = await client.request("POST", f"/v2.1/servers/{uuid}/action", body)
+        client.close()
+        return status
+
+    async def prepare() -> None:
+        image = await cloud.image()
+        (await cloud.client()).close()
+        await load.boots(18, image)
+        await cloud.settled()
+        for uuid in sorted(load.accepted)[2::3]:
+            assert await act(uuid, {"os-stop": None}) == 202
+        await cloud.settled()
+
+    async def begin_and_kill() -> None:
+        (await cloud.client()).close()
+        for index, uuid in enumerate(sorted(load.accepted)):
+            assert await act(uuid, verbs[index % 3]) == 202
+        await asyncio.to_thread(cloud.kill)
+
+    asyncio.run(prepare())
+    cloud.stop()
+    cloud.config.write_text("[fake]\ndelay = 5\n")
+    cloud.start()
+    asyncio.run(begin_and_kill())
+    assert mid_way(cloud) == 18
+    cloud.config.write_text(FAST)
+    cloud.start()
+    servers = asyncio.run(cloud.settled())
+    expected = {
+        uuid: ("SHUTOFF", "ACTIVE", "ACTIVE")[index % 3] for index, uuid in enumerate(sorted(load.accepted))
+    }
+    assert {uuid: each["status"] for uuid, each in servers.items()} == expected
+    cloud.stop()
+    assert asyncio.run(cloud.stopped()).leaks == []

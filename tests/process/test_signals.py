@@ -1,0 +1,124 @@
+"""SIGTERM and SIGINT at any moment: the process ends in time, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+
+import pytest
+
+from tests.process.cloud import PROMISED, Cloud, Load, when
+from tests.process.conftest import Make
+
+SLOW = "[fake]\ndelay = 0.03\n"
+
+
+def ended_well(cloud: Cloud, number: int = signal.SIGTERM) -> None:
+    status, seconds = cloud.end(number)
+    print(f"ended after {seconds:.2f} s")
+    assert status == 0, (status, cloud.errors)
+    assert seconds < PROMISED
+    assert not [line for line in cloud.errors if "Traceback" in line or "Error" in line]
+
+
+async def assert_all_there(cloud: Cloud, load: Load) -> None:
+    """What was accepted is there and comes to an end; nobody has what he did not ask for."""
+    servers = await cloud.settled()
+    assert set(load.accepted) <= set(servers)
+    names = [each["name"] for each in servers.values()]
+    assert len(names) == len(set(names)) and set(names) <= set(load.asked)
+    assert {each["status"] for each in servers.values()} == {"ACTIVE"}
+
+
+@pytest.mark.capability("MG-INIT-22")
+@pytest.mark.parametrize(("number", "seed"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 3)])
+def test_a_signal_in_the_middle_of_boots(make: Make, number: int, seed: int) -> None:
+    cloud = make(SLOW)
+    cloud.start()
+    moment = random.Random(seed).randrange(1, 30)
+
+    async def boot_until_the_signal() -> Load:
+        image = await cloud.image()
+        (await cloud.client()).close()
+        load = Load(cloud)
+        boots = asyncio.create_task(load.boots(30, image))
+        await when(lambda: len(load.accepted) >= moment)
+        await asyncio.to_thread(ended_well, cloud, number)
+        await boots
+        return load
+
+    load = asyncio.run(boot_until_the_signal())
+    assert len(load.accepted) >= moment
+    assert {status for status, _ in load.refused} <= {503}
+    cloud.start()
+    asyncio.run(assert_all_there(cloud, load))
+    cloud.stop()
+    assert asyncio.run(cloud.stopped()).leaks == []
+
+
+def test_a_step_that_does_not_end_is_left_and_repeated(make: Make) -> None:
+    """Every verb of the hypervisor takes a minute: no stop waits for that."""
+    cloud = make("[fake]\ndelay = 60\n")
+    cloud.start()
+
+    async def boot() -> Load:
+        image = await cloud.image()
+        client = await cloud.client()
+        load = Load(cloud)
+        await load.boot("slow", image, client)
+        client.close()
+        return load
+
+    load = asyncio.run(boot())
+    ended_well(cloud)
+    cloud.config.write_text("")
+    cloud.start()
+    asyncio.run(assert_all_there(cloud, load))
+    cloud.stop()
+    assert asyncio.run(cloud.stopped()).leaks == []
+
+
+def test_a_request_that_never_ends_does_not_keep_it(make: Make) -> None:
+    """Somebody has a connection open and sends half a request."""
+    cloud = make()
+    cloud.start()
+
+    async def half_a_request() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", 8774 + cloud.offset)
+        writer.write(b"POST /v2.1/servers HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        await writer.drain()
+        await asyncio.to_thread(ended_well, cloud)
+        writer.close()
+
+    asyncio.run(half_a_request())
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("kilonova: accounts", signal.SIGTERM),
+        ("kilonova: the fake", signal.SIGINT),
+        ("kilonova: unfinished", signal.SIGTERM),
+    ],
+)
+def test_a_signal_while_it_starts(make: Make, moment: str, number: int) -> None:
+    cloud = make()
+    cloud.spawn()
+    cloud.wait_for(moment, of="errors")
+    ended_well(cloud, number)
+    cloud.start()
+    assert asyncio.run(cloud.servers()) == {}
+    cloud.stop()
+    assert asyncio.run(cloud.stopped()).leaks == []
+
+
+def test_a_signal_before_it_does_anything(make: Make) -> None:
+    """The interpreter may not even have begun: then the kernel ends it."""
+    cloud = make()
+    cloud.spawn()
+    status, seconds = cloud.end()
+    assert status in (0, -signal.SIGTERM)
+    assert seconds < PROMISED
+    cloud.start()
+    cloud.stop()
