@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
+import structlog
 
 from kilonova.journal.model import Done, Operation, Run, Step
 from kilonova.model.context import RequestContext
@@ -11,6 +14,10 @@ from kilonova.model.states import Vm
 from kilonova.operations.begin import begin
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.steps import agent_of, apply, command, host_of, idle_again, instance_of
+
+log = structlog.get_logger("kilonova.stop")
+
+_SECONDS = re.compile(r"[0-9]{1,6}")
 
 
 class StopParams(msgspec.Struct, frozen=True):
@@ -25,8 +32,12 @@ async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, clean: boo
 def shutdown_timeout(cloud: Cloud, instance: Instance) -> float:
     """Seconds a guest has; the image's ``os_shutdown_timeout`` overrides, unless it is no number."""
     properties = instance.image.properties if instance.image else {}
-    text = properties.get("os_shutdown_timeout", "")
-    return float(text) if text.isdigit() else float(cloud.settings.number("shutdown_timeout"))
+    text = properties.get("os_shutdown_timeout")
+    if text is not None:
+        if _SECONDS.fullmatch(text):
+            return float(text)
+        log.warning("os_shutdown_timeout is no number of seconds", instance=instance.uuid, value=text)
+    return float(cloud.settings.number("shutdown_timeout"))
 
 
 async def _shut_down(run: Run) -> Done:
