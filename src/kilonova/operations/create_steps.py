@@ -95,7 +95,10 @@ async def _ports(run: Run) -> Done:
     )
     details = await cloud.scheduler.details(instance.host)
     vifs = await cloud.network.allocate(request, instance.host, details)
-    return Done(changes={"vifs": vifs, "task_state": Task.SPAWNING})
+    changes: dict[str, Any] = {"vifs": vifs, "task_state": Task.SPAWNING}
+    if any(each.port_id for each in run.params.networks or ()):  # the user's ports are in groups of their own
+        changes["security_groups"] = await cloud.network.security_groups(instance.uuid)
+    return Done(changes=changes)
 
 
 async def _free_ports(run: Run) -> Done:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from kilonova.db import instances
@@ -31,16 +33,20 @@ def _signal(cloud: Cloud, tx: Tx, uuid: str, name: str, tag: str, status: str) -
 
 
 async def _refresh(cloud: Cloud, uuid: str) -> None:
-    """Read the server's ports again, unless an operation is at them (it reads them itself)."""
+    """Read the server's ports and groups again, unless an operation is at them (it reads them itself)."""
     vifs = await cloud.network.vifs(uuid)
+    groups = await cloud.network.security_groups(uuid)
 
     def write(tx: Tx) -> None:
         instance = instances.show(tx, uuid)
         if instance is not None and instance.task_state not in (Task.NETWORKING, Task.DELETING):
             known = {vif.port_id: vif for vif in instance.vifs}
             kept = tuple(vif for vif in vifs if vif.port_id in known or instance.task_state is None)
-            if kept != instance.vifs:
-                instances.update(tx, uuid, expect_task=instances.ANY, vifs=kept)
+            changes: dict[str, Any] = {} if kept == instance.vifs else {"vifs": kept}
+            if set(groups) != set(instance.security_groups):
+                changes["security_groups"] = groups
+            if changes:
+                instances.update(tx, uuid, expect_task=instances.ANY, **changes)
 
     await cloud.db.write(write)
 

@@ -128,6 +128,22 @@ async def test_a_port_that_the_user_made(whole: Whole) -> None:
     assert not [each for each in left if each["device_owner"].startswith("compute:")]
 
 
+async def test_a_port_is_in_groups_of_its_own(whole: Whole) -> None:
+    """Not in those that are asked for with the server; changes at the network service are seen."""
+    network = await whole.network_of("192.0.2.0/24", name="grouped")
+    one = await whole.new("security_group", name="one")
+    two = await whole.new("security_group", name="two")
+    port = await whole.new("port", network_id=network, security_groups=[one["id"]])
+    instance = await whole.made(networks=[{"port": port["id"]}], security_groups=[{"name": "two"}])
+    assert (await whole.shown(instance.uuid))["security_groups"] == [{"name": "one"}]
+    for ids, names in (([two["id"]], ["two"]), ([one["id"], two["id"]], ["one", "two"]), ([], [])):
+        body = {"port": {"security_groups": ids}}
+        assert (await whole.network("PUT", f"/ports/{port['id']}", body)).status == 200
+        shown = (await whole.shown(instance.uuid)).get("security_groups", [])
+        assert sorted(each["name"] for each in shown) == names
+    await whole.gone(instance.uuid)
+
+
 async def test_a_port_beats_its_network(whole: Whole) -> None:
     """Both are named: the port says which network it is on."""
     network = await whole.network_of("192.0.2.0/24", name="beaten")
