@@ -82,10 +82,8 @@ async def index(call: Call) -> dict[str, Any]:
 
 
 def _changes(call: Call) -> tuple[int | None, int | None]:
-    texts = {key: call.query.last(key) for key in ("changes-since", "changes-before")}
-    if call.version < 66:
-        texts["changes-before"] = None
-    first, last = (None if text is None else moment(key, text) for key, text in texts.items())
+    texts = ((key, call.query.last(key)) for key in ("changes-since", "changes-before"))
+    first, last = (None if text is None else moment(key, text) for key, text in texts)
     if first is not None and last is not None and first > last:
         raise Invalid("The value of changes-since must be less than or equal to changes-before.")
     return first, last
