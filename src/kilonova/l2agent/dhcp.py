@@ -62,11 +62,11 @@ def configuration(network: NetworkDetails, device: str, directory: Path, domain:
 
 
 def _subnet(subnet: DhcpSubnet, tag: str) -> list[str]:
-    cidr = ipaddress.IPv4Network(subnet.cidr, strict=False)
+    cidr = _network(subnet.cidr)
     server = _address(subnet.server)
     routes = [f"{METADATA_ADDRESS}/32,{server}"]
     for target, hop in subnet.routes:
-        routes.append(f"{ipaddress.IPv4Network(target, strict=False)},{_address(hop)}")
+        routes.append(f"{_network(target)},{_address(hop)}")
     router = "" if subnet.gateway is None else f",{_address(subnet.gateway)}"
     if router:
         routes.append(f"0.0.0.0/0{router}")
@@ -98,6 +98,13 @@ def _address(text: str) -> ipaddress.IPv4Address:
         return ipaddress.IPv4Address(text)
     except ValueError:
         raise Invalid(f"'{text}' is no IPv4 address.") from None
+
+
+def _network(text: str) -> ipaddress.IPv4Network:
+    try:
+        return ipaddress.IPv4Network(text, strict=False)
+    except ValueError:
+        raise Invalid(f"'{text}' is no range of IPv4 addresses.") from None
 
 
 class DhcpServer:

@@ -99,13 +99,11 @@ class Worker:
                 async with asyncio.timeout(timeout):
                     return await asyncio.shield(done)
             except (TimeoutError, asyncio.CancelledError) as error:
-                if done.done():
-                    raise
                 if call.decide():
                     self._abandon(line)
                     raise
                 if isinstance(error, TimeoutError):
-                    return await done  # it came at this very moment
+                    return await done  # the work's own, or it ended at this very moment
                 raise
 
     def _open(self) -> _Line:
