@@ -130,7 +130,7 @@ class ComputeApi:
         if not self.router.knows(segments[0]):
             project, segments = segments[0], segments[1:]
         found = self.router.find(segments) if segments else None
-        if found is None:
+        if found is None or any("\0" in value for value in found[1].values()):  # no database has such a name
             raise NotFound(faults.NO_SUCH_RESOURCE)
         if project is not None and project != context.project_id:
             raise Invalid(

@@ -22,6 +22,7 @@ NAMES = {
     503: "serviceUnavailable",
 }
 UNNAMED = "computeFault"
+LONGEST = 2000  # characters of a message
 
 
 class WrongMediaType(Invalid):
@@ -54,6 +55,9 @@ def status_of(error: Exception) -> int:
 
 
 def body(status: int, message: str) -> dict[str, Any]:
+    """A message repeats what was sent, and that may be long."""
+    if len(message) > LONGEST:
+        message = message[:LONGEST] + "..."
     fault: dict[str, Any] = {"code": status, "message": message}
     if status in (413, 429):
         fault["retryAfter"] = "0"
