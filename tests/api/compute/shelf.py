@@ -12,6 +12,7 @@ from kilonova.api.app import app
 from kilonova.api.policy import Policy
 from kilonova.clock import SECOND, SystemClock, iso_z
 from kilonova.db import flavors, instances
+from kilonova.model.instance import Fault
 from kilonova.model.port import FixedIp, Vif
 from kilonova.operations.cloud import Cloud
 from tests.api.compute.asgi import Api, Tokens
@@ -35,12 +36,27 @@ def vif(address: str, version: int = 4) -> Vif:
     )
 
 
+FAULT = Fault(code=500, message="it broke", created=T0, details="how it broke")
+
 # name -> what is special about the server; second n of the epoch is when number n was made
 SHELF: dict[str, dict[str, Any]] = {
-    "web-1": {"tags": ("blue", "prod"), "key_name": "k1", "config_drive": True, "power_state": 1},
+    "web-1": {
+        "tags": ("blue", "prod"),
+        "key_name": "k1",
+        "config_drive": True,
+        "power_state": 1,
+        "fault": FAULT,
+    },
     "web-2": {"tags": ("blue",), "vifs": (vif("10.0.0.6"),), "locked": "owner", "image": {"id": IMAGE2}},
     "db-1": {"tags": ("prod",), "vm_state": "stopped", "power_state": 4, "vifs": (vif("fd00::77", 6),)},
-    "db-2": {"vm_state": "error", "host": None, "node": None, "launched_at": None, "image": None},
+    "db-2": {
+        "vm_state": "error",
+        "host": None,
+        "node": None,
+        "launched_at": None,
+        "image": None,
+        "fault": FAULT,
+    },
     "broken": {"vm_state": "active", "task_state": "rebooting", "reservation_id": "r-abcdefgh"},
     "moving": {"task_state": "resize_migrating", "availability_zone": "east", "hostname": "mover"},
     "Mixed Case": {

@@ -141,6 +141,8 @@ async def test_texts_that_are_only_kept(whole: Whole) -> None:
     assert guest.config_drive is not None
     assert guest.config_drive["openstack/latest/user_data"] == b"#!/bin/sh\necho hello\n"
     assert b"ssh-ed25519 AAAA mine" in guest.config_drive["openstack/latest/meta_data.json"]
+    ec2 = msgspec.json.decode(guest.config_drive["ec2/latest/meta-data.json"])
+    assert ec2["instance-id"] == f"i-{instance.id:08x}"
 
 
 async def test_the_password_that_is_given_is_given_back(whole: Whole) -> None:

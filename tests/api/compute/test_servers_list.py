@@ -303,6 +303,15 @@ async def test_what_a_server_without_image_or_host_looks_like(shelf: Api) -> Non
     assert "progress" not in found
 
 
+async def test_faults_are_shown_with_what_failed(shelf: Api) -> None:
+    """A running server may have one of something that failed on the way; it is not shown."""
+    for who in ("member", "admin"):
+        listed = await shelf("GET", f"/servers/detail?tenant_id={PROJECT}", v=104, who=who)
+        faults = {each["name"]: each["fault"] for each in listed.json["servers"] if "fault" in each}
+        details = {"details": "how it broke"} if who == "admin" else {}
+        assert faults == {"db-2": {"code": 500, "message": "it broke", "created": at(0), **details}}
+
+
 async def test_a_deleted_server(shelf: Api) -> None:
     reply = await shelf("GET", "/servers/detail?deleted=1&all_tenants=1", v=104, who="admin")
     (found,) = reply.json["servers"]
