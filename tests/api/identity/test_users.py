@@ -83,6 +83,7 @@ async def test_lists_are_filtered_and_paged(face: Face) -> None:
     assert await listed("name__contains=5") == await listed("name__endswith=5") == ["u5"]
     assert await listed("name__istartswith=U&enabled=False") == ["u1", "u3", "u5"]
     assert await listed("name__startswith=U") == []
+    assert len(await listed("name__contains=u&limit=2")) == 2
     assert await listed("unknown=x") == sorted(names.values())
     walked: list[str] = []
     path = f"/v3/users?domain_id={domain}&limit=3"

@@ -114,6 +114,21 @@ def test_rotating_while_others_read(tmp_path: Path) -> None:
         turning.result()
 
 
+def test_a_key_that_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has listed the directory just before a rotation took a key away."""
+    ring = KeyRing(tmp_path)
+    sealed = seal(ring)
+    names, looks = KeyRing._names, []
+
+    def stale(self: KeyRing) -> list[int]:
+        looks.append(1)
+        return [*names(self), 99] if len(looks) == 2 else names(self)
+
+    monkeypatch.setattr(KeyRing, "_names", stale)
+    assert KeyRing(tmp_path).open(sealed) == b"x"
+    assert len(looks) == 3
+
+
 def test_keys_that_cannot_be_read_again_do_not_end_the_service(tmp_path: Path) -> None:
     ring, foreign = KeyRing(tmp_path / "keys"), KeyRing(tmp_path / "foreign")
     sealed = seal(ring)

@@ -162,19 +162,24 @@ def put(consumer: str, *pairs: tuple[str, dict[str, int]], generation: Any = all
 
 
 async def test_many_consumers_at_once_in_every_order(placement: BuiltinPlacement) -> None:
-    """Two hosts and two consumers in one request, then the other way round: nobody waits for ever."""
+    """Two hosts for two consumers in one request, the other way round in the next: nobody waits for ever."""
     one, two = [await host(placement, VCPU=Inventory(total=1000)) for _ in range(2)]
-    a, b = new(), new()
+    tries: list[int] = []
 
-    def write(first: str, second: str, amount: int) -> Any:
-        wanted = [put(first, (one, {"VCPU": amount})), put(second, (two, {"VCPU": amount}))]
-        return placement.db.write(lambda tx: allocations.put(tx, wanted))
+    def write(number: int) -> Any:
+        places = (one, two) if number % 2 else (two, one)
+        wanted = [put(new(), (place, {"VCPU": 1})) for place in places for _ in range(3)]
+
+        def transaction(tx: Tx) -> None:
+            tries.append(number)
+            allocations.put(tx, wanted)
+
+        return placement.db.write(transaction)
 
     async with asyncio.timeout(60):
-        await asyncio.gather(*(write(*((a, b) if n % 2 else (b, a)), n + 1) for n in range(24)))
-    assert await placement.db.read(bookings.audit) == []
-    held = {each: await placement.held(each) for each in (a, b)}
-    assert {next(iter(each)) for each in held.values()} == {one, two}
+        await asyncio.gather(*(write(number) for number in range(40)))
+    assert len(tries) == 40, "no transaction was a deadlock's victim"
+    assert await used(placement, one) == await used(placement, two) == {"VCPU": 120}
 
 
 async def test_what_one_gives_back_another_gets(placement: BuiltinPlacement) -> None:
@@ -254,35 +259,57 @@ async def test_providers_changed_by_generation(placement: BuiltinPlacement) -> N
     assert (found.inventories["VCPU"].total, found.generation) == (10 + done.index(True), generation + 1)
 
 
-async def test_trees_do_not_become_circles(placement: BuiltinPlacement) -> None:
-    """A under B and B under A at once: one of them is refused, whatever the order."""
+def moving(placement: BuiltinPlacement, mover: str, parent: str) -> Any:
+    """Whether one could be put under the other."""
 
-    async def move(mover: str, parent: str) -> bool:
+    async def move() -> bool:
         try:
-            await placement.db.write(
-                lambda tx: providers.change(tx, mover, mover, parent, reparent=True),
-            )
+            await placement.db.write(lambda tx: providers.change(tx, mover, mover, parent, reparent=True))
         except Invalid:
             return False
         return True
 
-    for _ in range(5):
-        trees = [[await host(placement) for _ in range(2)] for _ in range(3)]
-        for root, leaf in trees:
-            await placement.db.write(lambda tx, a=leaf, b=root: providers.change(tx, a, a, b, reparent=True))
-        moves = [(trees[n][0], trees[(n + 1) % 3][1]) for n in range(3)]
+    return move()
+
+
+async def check_trees(placement: BuiltinPlacement, uuids: list[str]) -> None:
+    found = {each.uuid: each for each in await placement.db.read(providers.list_all)}
+    for each in uuids:
+        seen, above = set(), found[each]
+        while above.parent is not None:
+            assert above.uuid not in seen, "a circle"
+            seen.add(above.uuid)
+            above = found[above.parent]
+        assert found[each].root == above.uuid
+
+
+@pytest.mark.parametrize("mover", [0, 1], ids=["roots", "inner"])
+async def test_trees_do_not_become_circles(placement: BuiltinPlacement, mover: int) -> None:
+    """Each of three trees moves below a leaf of the next, all at once: one of them is refused."""
+    for _ in range(6):
+        trees = [[await host(placement) for _ in range(3)] for _ in range(3)]
+        for above, inner, leaf in trees:
+            assert await moving(placement, inner, above) and await moving(placement, leaf, inner)
+        moves = [moving(placement, trees[n][mover], trees[(n + 1) % 3][2]) for n in range(3)]
         async with asyncio.timeout(60):
-            done = await asyncio.gather(*(move(*each) for each in moves))
+            done = await asyncio.gather(*moves)
         assert done.count(True) == 2
-        found = {each.uuid: each.parent for each in await placement.providers()}
-        roots = {each.uuid: each.root for each in await placement.db.read(providers.list_all)}
-        for each in (one for tree in trees for one in tree):
-            seen, above = set(), each
-            while found[above] is not None:
-                assert above not in seen
-                seen.add(above)
-                above = found[above]  # type: ignore[assignment]
-            assert roots[each] == above
+        await check_trees(placement, [one for tree in trees for one in tree])
+
+
+async def test_a_child_of_a_tree_that_moves(placement: BuiltinPlacement) -> None:
+    """It knows the root that its tree has in the end."""
+    for _ in range(8):
+        top, leaf, other = [await host(placement) for _ in range(3)]
+        assert await moving(placement, leaf, top)
+        children = [new() for _ in range(4)]
+
+        def born(child: str, leaf: str = leaf) -> Any:
+            return placement.db.write(lambda tx: providers.create(tx, child, child, leaf))
+
+        first, *rest = (born(child) for child in children)
+        await asyncio.gather(first, moving(placement, top, other), *rest)
+        await check_trees(placement, [top, leaf, other, *children])
 
 
 async def test_a_name_that_goes_while_it_is_put_to_use(placement: BuiltinPlacement) -> None:
