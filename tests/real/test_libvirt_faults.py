@@ -203,7 +203,7 @@ async def test_calls_in_the_middle_of_which_libvirtd_dies_are_to_be_repeated(hos
     os.kill(int(LIBVIRTD_PID.read_text()), signal.SIGSTOP)
     verbs = [host.driver.power_state(spec.uuid), host.driver.power_off(spec.uuid), host.driver.guests()]
     calls = [asyncio.create_task(verb) for verb in verbs]
-    await eventually(lambda: len(host.driver._connection._threads._started) >= len(calls))
+    await eventually(lambda: len(host.driver._connection._threads.threads) >= len(calls))
     kill_libvirtd()
     for result in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(result, TryAgain), result

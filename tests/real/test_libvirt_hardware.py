@@ -16,9 +16,13 @@ import pytest
 from kilonova.model.port import Vif
 from kilonova.virt.libvirt import kvm_probe
 from kilonova.virt.libvirt.capabilities import kvm_fault
+from kilonova.virt.libvirt.disks import DiskFile
+from kilonova.virt.libvirt.xml.domain import Blueprint, Cpu, domain_xml
 from tests.real import tiny_guest
 from tests.real.guests import eventually
 from tests.real.libvirt_host import RUNNING, Host, opened, port, tap
+from tests.unit.virt.machines import Q35, hardware
+from tests.unit.virt.sources import guest
 
 pytestmark = pytest.mark.real
 
@@ -214,3 +218,49 @@ async def test_kvm_is_chosen_exactly_if_the_probe_is_content(tmp_path: Path) -> 
         fault = await kvm_fault()
         print(f"KVM on this machine: {fault or 'works'}")
         assert host.driver.virt_type == ("qemu" if fault else "kvm")
+
+
+# ---- what cannot be started here is at least right ----
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"windows": True, "hide_hypervisor": True, "pmu": False},
+        {"uefi": True, "machine": Q35, "cdrom_bus": "sata"},
+        {"uefi": True, "secure_boot": True, "machine": Q35, "cdrom_bus": "scsi"},
+        {"machine": Q35, "disk_bus": "scsi", "cdrom_bus": "scsi", "boot_menu": True, "serial_ports": 3},
+        {"watchdog": "reset", "agent": True, "rng_rate": (512, 1000), "video_model": "qxl"},
+    ],
+)
+@pytest.mark.parametrize("cpu", [Cpu(), Cpu(mode="host-model"), Cpu(mode="host-passthrough")])
+async def test_libvirts_schema_allows_it(host: Host, wanted: dict[str, Any], cpu: Cpu) -> None:
+    specs = {
+        "quota:vif_inbound_average": "10",
+        "quota:vif_outbound_peak": "5",
+        "quota:disk_read_iops_sec": "9",
+    }
+    ports = (port(), port(delegate_create=False), port(details={"ovs_hybrid_plug": True}))
+    plan = Blueprint(
+        guest=guest(None, vifs=ports, flavor={"extra_specs": specs}, name="<&>"),
+        hardware=hardware(**wanted),
+        files=[
+            DiskFile(path=Path("/i/disk"), format="qcow2", boot=True),
+            DiskFile(path=Path("/i/disk.config"), format="raw", kind="cdrom", readonly=True),
+        ],
+        console=Path("/i/console.log"),
+        virt_type="kvm",
+        cpu=cpu,
+        cache="none",
+        compute_id="c",
+        started_at=1,
+    )
+    libvirt = host.driver._connection.libvirt
+    text = domain_xml(plan, host.options)
+
+    def define(link: Any) -> None:
+        if "type='kvm'" not in link.getCapabilities():
+            pytest.skip("libvirt knows no KVM on this host")
+        link.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
+
+    await host.driver._connection.call(define)

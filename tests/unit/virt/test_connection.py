@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -164,7 +165,9 @@ async def test_no_libvirtd(tmp_path: Path, ear: Ear) -> None:
     await connection.close()
 
 
-async def test_a_libvirtd_that_hangs(tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_libvirtd_that_hangs(
+    tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(module, "OPEN_TIMEOUT", 0.2)
     path = f"{tmp_path}/sock"
     with socket.socket(socket.AF_UNIX) as silent:
@@ -174,7 +177,45 @@ async def test_a_libvirtd_that_hangs(tmp_path: Path, ear: Ear, monkeypatch: pyte
         for _ in range(2):  # the second waits behind the first, and is not forgotten either
             with pytest.raises(Unreachable, match=r"accepts no connection within 0\.2 seconds"):
                 await connection.open()
+        threads = list(connection._opener.threads)
         await connection.close()
+    # it ends, and what it had to say comes late
+    await eventually(lambda: not any(thread.is_alive() for thread in threads))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_a_connection_that_comes_too_late_is_closed(
+    tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPEN_TIMEOUT", 0.1)
+    node = tmp_path / "node.xml"
+    node.write_text(NODE)
+    connection = Connection(f"test://{node}", ear, SystemClock())
+    may_go_on, made = threading.Event(), []
+    real = connection._connect
+
+    def late() -> Any:
+        may_go_on.wait(30)
+        made.append(real())
+        return made[0]
+
+    monkeypatch.setattr(connection, "_connect", late)
+    with pytest.raises(Unreachable):
+        await connection.open()
+    may_go_on.set()
+    await eventually(lambda: made != [])
+    await eventually(lambda: not connects(made[0].connect))
+    await connection.close()
+
+
+def connects(link: Any) -> bool:
+    try:
+        link.getHostname()
+    except __import__("libvirt").libvirtError:
+        return False
+    return True
 
 
 # ---- domains ----

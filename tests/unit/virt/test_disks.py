@@ -204,6 +204,16 @@ async def test_prepare_can_be_interrupted_anywhere_and_repeated(
     assert host.names(spec) == ["disk", "disk.base", "disk.config", "disk.eph0", "disk.swap"]
 
 
+async def test_what_a_killed_process_left_is_removed(host: Host) -> None:
+    spec = guest(host.images.add(DATA))
+    here = host.files.of(spec.uuid)
+    (here / ".config-drive-x" / "openstack").mkdir(parents=True)
+    (here / "disk.new").write_bytes(b"half")
+    (here / "disk.config.new").write_bytes(b"half")
+    await host.prepare(spec)
+    assert host.names(spec) == ["disk", "disk.base"]
+
+
 async def test_discard_removes_everything_and_may_be_repeated(host: Host) -> None:
     spec = guest(host.images.add(DATA), config_drive={"x": b"y"})
     await host.prepare(spec)

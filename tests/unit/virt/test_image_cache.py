@@ -224,6 +224,7 @@ async def test_a_disk_that_fills_up_meanwhile(
         await cache.ensure(images.add(DATA), images)
     assert len(written) > 1
     assert files(tmp_path) == []
+    assert images.ended == 1  # nobody goes on sending
 
 
 async def test_ids_that_are_no_file_names(cache: ImageCache, images: Images, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -118,6 +119,17 @@ async def test_a_reboot_during_which_libvirtd_goes_away_is_asked_for_again() -> 
     watch.rebooted("a")
     with pytest.raises(TryAgain, match="while the guest restarted"):
         await reboot
+
+
+async def test_a_reboot_that_failed_otherwise_is_not_complained_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watch = await Scene({"a": Power.RUNNING}).open()
+    watch.reboot_of("a")
+    watch.lost()
+    watch.forget_reboot("a")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_reboot_that_nobody_waits_for_any_more() -> None:

@@ -122,9 +122,11 @@ class Connection:
 
     async def _open_link(self) -> _Link:
         job = self._opener.submit(self._connect)
+        opened = asyncio.wrap_future(job)
+        opened.add_done_callback(_look_at)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
-                link = await asyncio.shield(asyncio.wrap_future(job))
+                link = await asyncio.shield(opened)
         except (TimeoutError, asyncio.CancelledError) as error:
             if not job.cancel():  # what comes late is not wanted
                 job.add_done_callback(self._drop)
@@ -214,7 +216,7 @@ class Connection:
             log.debug("the event loop has ended before libvirt's events")
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
+def _look_at(future: asyncio.Future[Any]) -> None:
     """A failure that nobody waits for any more is no news."""
-    if not task.cancelled():
-        task.exception()
+    if not future.cancelled():
+        future.exception()

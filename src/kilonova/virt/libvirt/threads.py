@@ -25,15 +25,15 @@ class Threads:
         self._name = name
         self._number = number
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._started: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
 
     def submit(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
         job: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._jobs.put((job, work))
-        if len(self._started) < self._number:
-            name = f"{self._name}-{len(self._started)}"
+        if len(self.threads) < self._number:
+            name = f"{self._name}-{len(self.threads)}"
             thread = threading.Thread(target=_serve, args=(self._jobs,), name=name, daemon=True)
-            self._started.append(thread)
+            self.threads.append(thread)
             thread.start()
         return job
 
@@ -43,9 +43,9 @@ class Threads:
 
     def close(self) -> None:
         """Let the threads end when they have done what was asked so far."""
-        for _ in self._started:
+        for _ in self.threads:
             self._jobs.put(None)
-        self._started = []
+        self.threads = []
 
 
 async def finished(job: concurrent.futures.Future[T]) -> T:
@@ -59,12 +59,12 @@ async def finished(job: concurrent.futures.Future[T]) -> T:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         job.cancel()
-        while not job.done():
+        while not future.done():
             try:
                 await asyncio.wait({future})
             except asyncio.CancelledError:
                 continue
-        if future.done() and not future.cancelled():
+        if not future.cancelled():
             future.exception()  # looked at: nobody else will
         raise
 

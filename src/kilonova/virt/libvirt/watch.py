@@ -61,7 +61,11 @@ class Watch:
 
     def forget_reboot(self, uuid: str) -> None:
         waiting = self._reboots.pop(uuid, None)
-        if waiting is not None and not waiting.done():
+        if waiting is None or waiting.cancelled():
+            return
+        if waiting.done():
+            waiting.exception()  # looked at: whoever asked has failed otherwise
+        else:
             waiting.cancel()
 
     # ---- what the connection tells ----
