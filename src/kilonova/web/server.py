@@ -15,7 +15,8 @@ from kilonova.errors import Failed
 from kilonova.web.connection import Connection, Limits, ServerConfig
 
 BACKLOG = 2048
-GRACE = 2  # seconds that requests in progress have when the server stops
+GRACE = 2.0  # seconds that requests in progress have when the server stops
+FAREWELL = 0.5  # seconds in which they hear that their clients are gone, before they are cancelled
 LARGEST_PORT = 65_535
 
 
@@ -65,7 +66,8 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=GRACE,
+            proxy_headers=False,  # whoever sends X-Forwarded-For is who he is
+            timeout_graceful_shutdown=int(2 * (GRACE + FAREWELL)),  # should never be needed
             backlog=BACKLOG,
         )
         config.limits = limits or Limits()
@@ -86,13 +88,16 @@ class HttpServer:
         if self._task is None:
             return
         self._server.should_exit = True
+        _, late = await asyncio.wait({self._task}, timeout=GRACE)
+        if late:
+            for connection in self._connections():
+                connection.transport.abort()
+            _, late = await asyncio.wait({self._task}, timeout=FAREWELL)
+        for request in list(self._server.server_state.tasks) if late else []:
+            request.cancel()
         await self._task
         if self._watch is not None:
             self._watch.cancel()
-        for connection in self._connections():
-            connection.transport.abort()
-        if self._server.server_state.tasks:  # they were cancelled
-            await asyncio.wait(self._server.server_state.tasks, timeout=GRACE)
 
     def _connections(self) -> list[Connection]:
         return [each for each in self._server.server_state.connections if isinstance(each, Connection)]

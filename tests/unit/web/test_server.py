@@ -251,6 +251,29 @@ async def test_stopping_lets_a_request_end_and_hangs_up_on_the_idle(serve: Serve
     await stopping
 
 
+async def test_stopping_tells_a_request_that_its_client_is_gone(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for a body that does not come ends as if the client had left: that is no error."""
+    server = await serve(echo)
+    client = await server.connect()
+    with structlog.testing.capture_logs() as lines:
+        await client.send(post(b"a", "Content-Length: 9"))
+        await server.until(lambda: server.connections == 1)
+        await stop_in_time(server.http)
+    assert await client.rest() == b""
+    assert lines == [] and caplog.records == []
+
+
+async def test_what_a_proxy_would_say_is_not_believed(serve: Serve) -> None:
+    async def who(scope: Scope, receive: Receive, send: Send) -> None:
+        await JsonResponse([scope["scheme"], scope["client"][0]])(scope, receive, send)
+
+    server = await serve(who)
+    lies = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "Forwarded: for=192.0.2.1")
+    assert (await server.ask(get("/", *lies)))[2] == b'["http","127.0.0.1"]'
+
+
 async def test_stopping_does_not_wait_for_ever(serve: Serve) -> None:
     """One request that does not end, one client that does not read, one that does not send its body."""
     gate = Gate()
