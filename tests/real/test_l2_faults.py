@@ -165,6 +165,17 @@ async def test_what_others_do_to_flows_and_ports_is_undone(lab: Lab) -> None:
     await eventually(lambda: subprocess.run(mode, capture_output=True).stdout == b"secure\n")
 
 
+async def test_a_bridge_that_somebody_deletes_comes_back(lab: Lab) -> None:
+    network = lab.cloud.network(vlan=10)
+    guests = [await lab.boot(network, f"10.0.0.1{number}") for number in (1, 2)]
+    subprocess.run(["ovs-vsctl", "del-br", BRIDGE], check=True)
+    await eventually(lambda: len(lab.cloud.news) == 4 and set(lab.switch.ports()) == {BRIDGE})
+    await asyncio.gather(*(lab.plugger.plug(guest.vif, INSTANCE, "i") for guest in guests))
+    await lab.cloud.up(*(guest.vif for guest in guests))
+    assert await guests[0].pings("10.0.0.12")
+    assert await ask_dhcp(guests[0]) is not None
+
+
 async def test_a_host_that_was_switched_off_comes_back_clean(lab: Lab) -> None:
     """The switch's database remembers ports whose guests, taps and namespaces are gone."""
     network = lab.cloud.network(vlan=10)
@@ -247,7 +258,6 @@ async def test_a_switch_that_restarts_is_isolated_until_its_flows_are_back(lab: 
         assert not await client.connects("10.0.0.11", 22, 0.4)
 
 
-@pytest.mark.capability("OVS-28")
 async def test_flows_devices_and_connections_come_back_when_the_switch_restarts(lab: Lab) -> None:
     network = lab.cloud.network(vlan=10)
     server, client = await lab.boot(network, "10.0.0.11", tcp_in(80)), await lab.boot(network, "10.0.0.12")

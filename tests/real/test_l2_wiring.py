@@ -57,7 +57,7 @@ def everything_a_guest_can_try(guest: Guest, other: Guest) -> list[bytes]:
     return [*frames, plain[:12] + priority_tag + plain[12:], plain[:12] + b"\x88\xa8\x00\x0a" + plain[12:]]
 
 
-@pytest.mark.capability("OVS-7", "OVS-11", "MG-VIF-1")
+@pytest.mark.capability("OVS-7", "OVS-11")
 async def test_an_unwired_guest_reaches_nobody_and_nobody_reaches_it(lab: Lab) -> None:
     network = lab.cloud.network(vlan=10)
     wired = [await lab.boot(network, f"10.0.0.1{number}") for number in (1, 2)]
@@ -136,7 +136,7 @@ class Rounds:
         return self._seen.get(mark, set())
 
 
-@pytest.mark.capability("OVS-7", "OVS-11", "MG-VIF-1")
+@pytest.mark.capability("OVS-7", "OVS-11")
 async def test_nothing_wrong_passes_at_any_moment_of_wiring(lab: Lab) -> None:
     """A guest and its neighbours send all the time, what they may and what they may not, while its port is
     wired, unwired and wired again; what the switch was told is looked at whenever the agent reports."""

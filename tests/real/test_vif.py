@@ -161,6 +161,26 @@ async def test_a_tap_with_several_queues(switch: Switch, plugger: OsVifPlugger) 
     await plugger.unplug(vif, INSTANCE, "i")
 
 
+@pytest.mark.capability("OVS-9")
+async def test_a_network_without_mtu_gives_the_devices_own(switch: Switch, plugger: OsVifPlugger) -> None:
+    vif = new_vif(mtu=0)
+    await plugger.plug(vif, INSTANCE, "i")
+    assert "mtu 1500" in link(vif.devname)
+    await plugger.unplug(vif, INSTANCE, "i")
+
+
+@pytest.mark.capability("OVS-11")
+async def test_trunk_bridges_are_not_isolated(plugger: OsVifPlugger) -> None:
+    """Their tags are the trunk's own; the bridge goes with its port."""
+    vif = new_vif(bridge="tbr-12345678")
+    await plugger.plug(vif, INSTANCE, "i")
+    command = ["ovs-vsctl", "get", "port", vif.devname, "tag", "trunks"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["[]", "[]"]
+    await plugger.unplug(vif, INSTANCE, "i")
+    assert subprocess.run(["ovs-vsctl", "br-exists", "tbr-12345678"], check=False).returncode == 2
+
+
 @pytest.mark.capability("OVS-1", "OVS-2", "OVS-7")
 async def test_without_delegation_the_hypervisor_makes_the_port(
     switch: Switch, plugger: OsVifPlugger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -47,6 +48,7 @@ class Flow(msgspec.Struct, frozen=True):
     actions: tuple[str, ...]
 
 
+@functools.cache
 def parse(line: str) -> Flow:
     head, _, actions = line.partition(",actions=")
     fields = dict(part.partition("=")[::2] for part in head.split(",", 3)[:3])

@@ -57,19 +57,25 @@ ADDRESSES = {
 CIDRS = ["10.0.0.1/32", "10.0.0.0/24", "10.0.0.7", "0.0.0.0/0", "fd00::1/128", "fd00::/64", "::/0", "fd00::2"]
 
 
+SMALL = st.integers(0, 9)
+PROTOCOLS = st.none() | st.sampled_from([*NAMES, "any", ""])
+DIRECTIONS = st.sampled_from(["ingress", "egress"])
+FAMILIES = st.sampled_from(["IPv4", "IPv6"])
+REMOTES = st.none() | st.lists(st.sampled_from(CIDRS), max_size=3).map(tuple)
+WITH_PORTS = st.sampled_from(["neither", "low", "both"])
+
+
 @st.composite
 def rules(draw: st.DrawFn) -> FilterRule:
-    protocol = draw(st.none() | st.sampled_from([*NAMES, "any", ""]))
-    small = st.integers(0, 9)
-    low, high = sorted((draw(small), draw(small)))
-    with_ports = draw(st.sampled_from(["neither", "low", "both"]))
+    low, high = sorted((draw(SMALL), draw(SMALL)))
+    with_ports = draw(WITH_PORTS)
     return FilterRule(
-        direction=draw(st.sampled_from(["ingress", "egress"])),
-        ethertype=draw(st.sampled_from(["IPv4", "IPv6"])),
-        protocol=protocol,
+        direction=draw(DIRECTIONS),
+        ethertype=draw(FAMILIES),
+        protocol=draw(PROTOCOLS),
         port_min=None if with_ports == "neither" else low,
         port_max=high if with_ports == "both" else None,
-        remote=draw(st.none() | st.lists(st.sampled_from(CIDRS), max_size=3).map(tuple)),
+        remote=draw(REMOTES),
     )
 
 

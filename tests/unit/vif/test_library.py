@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kilonova.errors import HostFault
 from kilonova.model.port import Vif
 from kilonova.vif.library import OsVif, OsVifSettings, makes_port, reason
 
@@ -73,7 +74,7 @@ def test_delegation_is_for_plain_ports_only(library: OsVif, delegate: bool, hybr
     assert makes_port(port) == (delegate or hybrid)
 
 
-@pytest.mark.capability("OVS-9", "OVS-10")
+@pytest.mark.capability("OVS-9")
 def test_os_vif_is_set_as_the_host_is(library: OsVif) -> None:
     from oslo_config import cfg
 
@@ -82,6 +83,14 @@ def test_os_vif_is_set_as_the_host_is(library: OsVif) -> None:
     assert options.ovsdb_connection == "tcp:127.0.0.1:6640"
     assert options.ovs_vsctl_timeout == 20
     assert options.network_device_mtu == 1500
+
+
+@pytest.mark.capability("OVS-5")
+def test_an_os_vif_that_cannot_isolate_is_refused(library: OsVif, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nova needs 1.15.2; that one gives two unwired guests the same VLAN, in which they reach each other."""
+    monkeypatch.setattr("kilonova.vif.library._arguments", lambda: ("bridge", "dev", "tag"))
+    with pytest.raises(HostFault, match=r"older than 4\.1 and cannot isolate"):
+        OsVif(OsVifSettings(ovsdb_connection="tcp:127.0.0.1:6640", datapath_type="netdev"))
 
 
 def test_the_reason_is_what_went_wrong_and_not_the_whole_port() -> None:
