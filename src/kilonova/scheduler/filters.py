@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kilonova.scheduler.capabilities import capabilities
 from kilonova.scheduler.request import HostState, ServerRequest
 
 Filter = Callable[[ServerRequest, HostState], str | None]
@@ -95,6 +96,7 @@ FILTERS: tuple[Filter, ...] = (
     availability_zone,
     image_properties,
     traits,
+    capabilities,
     capacity,
 )
 

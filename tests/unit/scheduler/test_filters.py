@@ -9,6 +9,7 @@ import pytest
 from kilonova.model.flavor import Flavor
 from kilonova.model.host import Inventory
 from kilonova.scheduler import filters
+from kilonova.scheduler.capabilities import matches
 from kilonova.scheduler.request import HostState, ServerRequest
 from kilonova.scheduler.select import rank
 from tests.unit.scheduler.states import request, state
@@ -98,6 +99,65 @@ def test_traits_that_must_or_must_not_be_there(source: str) -> None:
         ({"traitor": "required"}, ""),
     ):
         assert why_not(request(**{source: spec}), host) == reason
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"hypervisor_type": "QEMU"}, ""),
+        ({"hypervisor_type": "<or> xen <or> QEMU"}, ""),
+        ({"hypervisor_type": "s== xen"}, "its hypervisor_type is 'QEMU', the flavor asks for 's== xen'"),
+        ({"hypervisor_version": ">= 1"}, ""),
+        ({"hypervisor_version": ">= 2"}, "its hypervisor_version is '1', the flavor asks for '>= 2'"),
+        ({"vcpus_total": "= 4", "free_ram_mb": "<= 3584"}, ""),
+        ({"cpu_info:arch": "x86_64"}, ""),
+        (
+            {"cpu_info:vendor": "x"},
+            "it does not say what its cpu_info:vendor is, and the flavor asks for 'x'",
+        ),
+        ({"host:deep": "x"}, "it does not say what its host:deep is, and the flavor asks for 'x'"),
+        ({"nothing": "x"}, "it does not say what its nothing is, and the flavor asks for 'x'"),
+    ],
+)
+def test_capabilities_that_a_flavor_asks_for(spec: dict[str, str], reason: str) -> None:
+    asked = {f"capabilities:{name}": value for name, value in spec.items()}
+    assert why_not(request(extra_specs=asked), state()) == reason
+    others = {f"acme:{name}": value for name, value in spec.items()}
+    assert why_not(request(extra_specs={**others, "capabilities": "x"}), state()) == ""
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "expected"),
+    [
+        (4, "4", True),
+        (4, "= 4", True),
+        (5, "= 4", True),
+        (3, "= 4", False),
+        (4, "== 4.0", True),
+        (4, "!= 4", False),
+        (4, "<= 3", False),
+        ("four", ">= 3", False),
+        (4, ">= four", False),
+        ("b", "s< c", True),
+        ("b", "s> c", False),
+        ("b", "s<= b", True),
+        ("b", "s>= c", False),
+        ("b", "s!= b", False),
+        ("abc", "<in> b", True),
+        (["abc"], "<in> b", False),
+        (["avx", "sse"], "<in> avx", True),
+        (["avx", "sse"], "<all-in> avx sse", True),
+        (["avx"], "<all-in> avx sse", False),
+        ("b", "<or> a <or> b", True),
+        ("<or>", "<or> a <or> b", False),
+        ("two words", "two words", True),
+        ("two", "two words", False),
+        ("=", "=", True),
+        ("", "", True),
+    ],
+)
+def test_how_facts_are_compared(have: object, wanted: str, expected: bool) -> None:
+    assert matches(have, wanted) is expected
 
 
 @pytest.mark.parametrize(
