@@ -51,6 +51,7 @@ class OsVifPlugger:
         self._load = load
         self._database = SwitchDatabase(ovsdb_connection, min(_LOOK, timeout))
         self._worker = Worker("os-vif")
+        self._turn = asyncio.Lock()  # one at a time looks, too: the switch accepts few connections at once
         self._library: OsVif | None = None
         self._plugged: set[str] = set()  # by the last word of our callers
 
@@ -59,7 +60,8 @@ class OsVifPlugger:
         _check(vif)
         self._plugged.add(vif.port_id)
         try:
-            await self._plug(vif, instance_uuid, instance_name)
+            async with self._turn:
+                await self._plug(vif, instance_uuid, instance_name)
         except TimeoutError:
             self._plugged.discard(vif.port_id)
             raise HostFault(
@@ -92,12 +94,8 @@ class OsVifPlugger:
         _check(vif)
         self._plugged.discard(vif.port_id)
         try:
-            await self._database.has_port(vif)  # before the tap goes: whether it can be done at all
-            await self._call(
-                lambda library: library.unplug(vif, instance_uuid, instance_name), vif, instance_uuid
-            )
-            if await self._database.has_port(vif):
-                raise TryAgain("os-vif found no fault, but Open vSwitch still has the port.")
+            async with self._turn:
+                await self._unplug(vif, instance_uuid, instance_name)
         except TimeoutError:
             raise TryAgain(
                 f"Port {vif.port_id} was not unplugged from {vif.bridge} within {self._timeout:g} seconds; "
@@ -107,7 +105,16 @@ class OsVifPlugger:
             said = str(error) if isinstance(error, KilonovaError) else reason(error)
             raise TryAgain(f"Port {vif.port_id} cannot be unplugged from {vif.bridge}: {said}") from error
 
+    async def _unplug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
+        await self._database.has_port(vif)  # before the tap goes: whether it can be done at all
+        await self._call(
+            lambda library: library.unplug(vif, instance_uuid, instance_name), vif, instance_uuid
+        )
+        if await self._database.has_port(vif):
+            raise TryAgain("os-vif found no fault, but Open vSwitch still has the port.")
+
     async def close(self) -> None:
+        """Wait for a call that is under way, a few seconds at most."""
         await self._worker.close()
 
     async def _call(self, verb: Callable[[OsVif], None], vif: Vif, instance_uuid: str) -> None:

@@ -36,6 +36,7 @@ class Host:
         self.gate = threading.Event()
         self.gate.set()
         self.silent: Unreachable | None = None
+        self.lookers = 0
 
     # the library
 
@@ -62,6 +63,10 @@ class Host:
 
     async def check_switch(self, bridge: str) -> None:
         assert bridge == "br-int"
+        self.lookers += 1
+        assert self.lookers == 1, "a switch accepts few connections at a time"
+        await asyncio.sleep(0.001)
+        self.lookers -= 1
         if self.silent:
             raise self.silent
 
@@ -99,6 +104,14 @@ async def test_the_library_is_loaded_once_with_what_it_has_to_know(host: Host, p
             ovsdb_connection=DATABASE, datapath_type="netdev", mtu=1500, timeout=20, create_tap=True
         )
     ]
+
+
+async def test_many_at_once_are_plugged_one_after_the_other(host: Host, plugger: OsVifPlugger) -> None:
+    vifs = [new_vif() for _ in range(50)]
+    await asyncio.gather(*(plugger.plug(vif, "i", "i") for vif in vifs))
+    assert host.rows == {vif.port_id for vif in vifs}
+    await asyncio.gather(*(plugger.unplug(vif, "i", "i") for vif in vifs))
+    assert host.rows == set()
 
 
 @pytest.mark.parametrize("kind", ["unbound", "bridge", "vhostuser", ""])
