@@ -40,7 +40,7 @@ def report(
     try:
         provider = providers.lock(tx, uuid)
     except NotFound:
-        provider = providers.create(tx, uuid, name)
+        provider = _created(tx, uuid, name)
     if provider.name != name:
         if providers.select_where(tx, resource_providers.c.name == name):
             raise providers.DuplicateName(f"Conflicting resource provider name: {name} already exists.")
@@ -62,6 +62,16 @@ def put(tx: Tx, uuid: str, kind: str, name: str, present: bool) -> None:
     found = names.of(tx, uuid)
     if names.replace(tx, uuid, found | {name} if present else found - {name}):
         providers.bump(tx, provider)
+
+
+def _created(tx: Tx, uuid: str, name: str) -> providers.Provider:
+    """A new provider, or the one that somebody else has just made.  Raises DuplicateName."""
+    try:
+        return providers.create(tx, uuid, name)
+    except providers.DuplicateName:
+        if not providers.select_where(tx, resource_providers.c.uuid == uuid):
+            raise
+        return providers.lock(tx, uuid)
 
 
 def _check(uuid: str, found: dict[str, providers.Stock], wanted: dict[str, Inventory]) -> None:

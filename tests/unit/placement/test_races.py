@@ -238,6 +238,27 @@ async def test_writers_who_know_the_generation_do_not_overwrite_each_other(
     assert await placement.held(consumer) == {place: {"VCPU": 12}}
 
 
+async def test_a_report_of_what_another_has_just_made(
+    placement: BuiltinPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not there when it was looked for, and is when it is to be made."""
+    place, lock = await host(placement, VCPU=Inventory(total=1)), providers.lock
+    looks: list[str] = []
+
+    def late(tx: Tx, uuid: str, generation: int | None = None) -> providers.Provider:
+        looks.append(uuid)
+        if len(looks) == 1:
+            raise NotFound("not yet")
+        return lock(tx, uuid, generation)
+
+    monkeypatch.setattr(providers, "lock", late)
+    await placement.report(place, place, {"VCPU": Inventory(total=7)}, ())
+    (found,) = await placement.providers()
+    assert found.inventories == {"VCPU": Inventory(total=7)}
+    with pytest.raises(Conflict, match="name"):
+        await placement.report(new(), place, {}, ())
+
+
 async def test_providers_changed_by_generation(placement: BuiltinPlacement) -> None:
     """Of sixteen who change what they have read of a provider, one is first and the others hear of it."""
     place = await host(placement, VCPU=Inventory(total=1))
