@@ -198,12 +198,26 @@ async def test_a_libvirtd_that_hangs_is_not_waited_for(
         await host.is_told(spec, SHUTDOWN)
 
 
+async def test_what_happens_while_libvirtd_is_away_is_told_when_it_is_back(host: Host) -> None:
+    """And without anybody asking for anything."""
+    dies, lives = await host.running(), await host.running()
+    host.told.clear()
+    kill_libvirtd()
+    kill_process(qemu_pid(dies))
+    start_libvirtd()
+    await host.is_told(dies, SHUTDOWN)
+    assert {uuid for uuid, _ in host.told} == {dies.uuid}
+    kill_process(qemu_pid(lives))
+    await host.is_told(lives, SHUTDOWN)
+
+
 async def test_calls_in_the_middle_of_which_libvirtd_dies_are_to_be_repeated(host: Host) -> None:
     spec = await host.running()
     os.kill(int(LIBVIRTD_PID.read_text()), signal.SIGSTOP)
     verbs = [host.driver.power_state(spec.uuid), host.driver.power_off(spec.uuid), host.driver.guests()]
     calls = [asyncio.create_task(verb) for verb in verbs]
-    await eventually(lambda: len(host.driver._connection._threads.threads) >= len(calls))
+    await asyncio.sleep(0)  # they are asked ...
+    await eventually(host.driver._connection._threads._jobs.empty)  # ... and under way
     kill_libvirtd()
     for result in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(result, TryAgain), result
