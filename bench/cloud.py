@@ -83,7 +83,12 @@ class Cloud:
         login.close()
         assert status == 201, answer
         self.token = headers["x-subject-token"]
+        self.project = json.loads(answer)["token"]["project"]["id"]
         return self.another(version)
+
+    def of_service(self, default_port: int) -> Client:
+        """A connection to another service with the same token."""
+        return Client("127.0.0.1", default_port + OFFSET, {"X-Auth-Token": self.token})
 
     def another(self, version: str = "2.96") -> Client:
         """One more connection with the same token."""

@@ -1,4 +1,4 @@
-"""Measure the fake cloud on SQLite: boots, lists, one server, memory, start-up.
+"""Measure the fake cloud on SQLite: boots, deletes, lists, one server, memory, start-up.
 
     python -m bench.run [--boots 500] [--servers 10000]
 
@@ -15,8 +15,9 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.cloud import Cloud
 from bench.http import Client
@@ -24,29 +25,41 @@ from bench.http import Client
 V21 = "/v2.1"
 
 
+class Plan(NamedTuple):
+    """What every server is made from."""
+
+    image: str
+    network: str
+
+
 def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(int(len(values) * part), len(values) - 1)]
 
 
-async def image_of(client: Client) -> str:
-    status, body, _ = await Client(
-        "127.0.0.1", client._port - 8774 + 9292, {"X-Auth-Token": client_token(client)}
-    ).request("GET", "/v2/images")
+async def found(client: Client, path: str, kind: str) -> list[dict[str, Any]]:
+    """The things of a list."""
+    status, body, _ = await client.request("GET", path)
     assert status == 200, body
-    image: str = json.loads(body)["images"][0]["id"]
-    return image
+    things: list[dict[str, Any]] = json.loads(body)[kind]
+    return things
 
 
-def client_token(client: Client) -> str:
-    return client._headers.split("X-Auth-Token: ")[1].split("\r\n")[0]
+async def lift_port_quota(cloud: Cloud) -> None:
+    """As many ports as servers: the quota of the Compute API is lifted by the file of options."""
+    await cloud.client()
+    project = cloud.project
+    await cloud.client(cloud="kilonova-admin")
+    network = cloud.of_service(9696)
+    status, body, _ = await network.request("PUT", f"/v2.0/quotas/{project}", {"quota": {"port": -1}})
+    assert status == 200, body
+    network.close()
 
 
-async def boot(client: Client, image: str, name: str) -> tuple[str, float]:
+async def boot(client: Client, plan: Plan, name: str) -> tuple[str, float]:
     """Create a server and wait until it is ACTIVE; its id and the seconds."""
     began = time.perf_counter()
-    request = {"server": {"name": name, "imageRef": image, "flavorRef": "42", "networks": "auto"}}
-    request["server"]["networks"] = NETWORKS
-    status, body, _ = await client.request("POST", f"{V21}/servers", request)
+    server = {"name": name, "imageRef": plan.image, "flavorRef": "42", "networks": [{"uuid": plan.network}]}
+    status, body, _ = await client.request("POST", f"{V21}/servers", {"server": server})
     assert status == 202, body
     uuid: str = json.loads(body)["server"]["id"]
     pause = 0.02
@@ -61,10 +74,7 @@ async def boot(client: Client, image: str, name: str) -> tuple[str, float]:
         pause = min(pause * 1.5, 0.5)
 
 
-NETWORKS: Any = []
-
-
-async def boots(cloud: Cloud, image: str, number: int, at_once: int) -> dict[str, Any]:
+async def boots(cloud: Cloud, plan: Plan, number: int, at_once: int) -> dict[str, Any]:
     """Boot ``number`` servers with ``at_once`` in flight."""
     clients = [cloud.another() for _ in range(at_once)]
     names = iter(range(number))
@@ -72,7 +82,7 @@ async def boots(cloud: Cloud, image: str, number: int, at_once: int) -> dict[str
 
     async def work(client: Client) -> None:
         for index in names:
-            times.append((await boot(client, image, f"b{index}"))[1])
+            times.append((await boot(client, plan, f"b{index}"))[1])
 
     cpu, began = cloud.cpu(), time.perf_counter()
     await asyncio.gather(*(work(client) for client in clients))
@@ -123,28 +133,58 @@ async def repeated(cloud: Cloud, path: str, times: int, at_once: int = 1) -> dic
     }
 
 
-async def measure(cloud: Cloud, number: int, servers: int) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+async def deletes(cloud: Cloud, uuids: list[str], at_once: int) -> dict[str, Any]:
+    """Delete servers and wait until they are gone."""
+    waiting = iter(uuids)
+
+    async def work(client: Client) -> None:
+        for uuid in waiting:
+            status, body, _ = await client.request("DELETE", f"{V21}/servers/{uuid}")
+            assert status == 204, body
+            pause = 0.02
+            while (await client.request("GET", f"{V21}/servers/{uuid}"))[0] != 404:
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, 0.5)
+        client.close()
+
+    cpu, began = cloud.cpu(), time.perf_counter()
+    await asyncio.gather(*(work(cloud.another()) for _ in range(at_once)))
+    wall, used = time.perf_counter() - began, cloud.cpu() - cpu
+    number = len(uuids)
+    return {
+        "deletes": number,
+        "in flight": at_once,
+        "deletes/s": round(number / wall, 1),
+        "cpu ms/delete": round(used / number * 1000, 2),
+    }
+
+
+async def measure(cloud: Cloud, number: int, servers: int) -> AsyncIterator[tuple[str, Any]]:
+    yield "memory at rest, MiB", round(cloud.memory(), 1)
+    await lift_port_quota(cloud)
     client = await cloud.client()
-    result["memory at rest MiB"] = round(cloud.memory(), 1)
-    image = await image_of(client)
-    status, body, _ = await Client(
-        "127.0.0.1", client._port - 8774 + 9696, {"X-Auth-Token": client_token(client)}
-    ).request("GET", "/v2.0/networks")
-    assert status == 200, body
-    NETWORKS[:] = [{"uuid": json.loads(body)["networks"][0]["id"]}]
-    await boots(cloud, image, 20, 4)
-    result["single boots"] = await boots(cloud, image, 50, 1)
-    result["boots, 64 in flight"] = await boots(cloud, image, number, 64)
-    made = number + 70
+    (image,) = await found(cloud.of_service(9292), "/v2/images", "images")
+    network = (await found(cloud.of_service(9696), "/v2.0/networks", "networks"))[0]
+    plan = Plan(image["id"], network["id"])
+    await boots(cloud, plan, 20, 4)
+    yield "single boots", await boots(cloud, plan, 50, 1)
+    yield "boots, 64 in flight", await boots(cloud, plan, number, 64)
+    made = number + 71
     if servers > made:
-        result[f"boots to {servers} servers"] = await boots(cloud, image, servers - made, 64)
-    uuid, _ = await boot(client, image, "one")
-    result["one server"] = await repeated(cloud, f"{V21}/servers/{uuid}", 2000)
-    result["one server, 16 in flight"] = await repeated(cloud, f"{V21}/servers/{uuid}", 5000, 16)
-    result["list of 1,000"] = await repeated(cloud, f"{V21}/servers/detail?limit=1000", 20)
-    result["memory after MiB"] = round(cloud.memory(), 1)
-    return result
+        yield f"boots to {servers} servers", await boots(cloud, plan, servers - made, 64)
+    uuid, _ = await boot(client, plan, "one")
+    yield "one server", await repeated(cloud, f"{V21}/servers/{uuid}", 2000)
+    yield "one server, 16 in flight", await repeated(cloud, f"{V21}/servers/{uuid}", 5000, 16)
+    yield "list of 1,000", await repeated(cloud, f"{V21}/servers/detail?limit=1000", 20)
+    yield "memory after, MiB", round(cloud.memory(), 1)
+    some = await found(client, f"{V21}/servers?limit=500", "servers")
+    yield "deletes, 64 in flight", await deletes(cloud, [each["id"] for each in some], 64)
+
+
+async def report(cloud: Cloud, number: int, servers: int) -> None:
+    """Say each figure as soon as it is known."""
+    async for name, value in measure(cloud, number, servers):
+        print(json.dumps({name: value}), flush=True)
 
 
 def main() -> None:
@@ -162,8 +202,7 @@ def main() -> None:
         starts.append(cloud.start())
         print(json.dumps({"start-up s, first": round(starts[0], 2)}))
         print(json.dumps({"start-up s, later": [round(each, 2) for each in starts[1:]]}))
-        for name, value in asyncio.run(measure(cloud, chosen.boots, chosen.servers)).items():
-            print(json.dumps({name: value}), flush=True)
+        asyncio.run(report(cloud, chosen.boots, chosen.servers))
         print(json.dumps({"stop s": round(cloud.stop(), 2)}))
     finally:
         if cloud.process is not None and cloud.process.poll() is None:
