@@ -33,41 +33,47 @@ async def boot_one(cloud: Cloud, name: str = "one") -> str:
     return uuid
 
 
-def test_a_first_start_says_what_it_does_and_a_boot_is_accepted_at_once(make: Make) -> None:
-    cloud = make()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """One cloud that some tests look at."""
+    cloud = Cloud(tmp_path_factory.mktemp("running") / "state")
     seconds = cloud.start()
     print(f"ready after {seconds:.2f} s, {cloud.memory():.0f} MiB")
-    (ready,) = cloud.out
-    assert ready.startswith(f"ready: http://127.0.0.1:{8774 + cloud.offset}/v2.1 ")
-    assert f"OS_CLIENT_CONFIG_FILE={cloud.state_dir}/clouds.yaml OS_CLOUD=kilonova" in ready
-    assert len(cloud.errors) >= 3
-    assert all(line.startswith("kilonova: ") and line.endswith(" ...") for line in cloud.errors)
-    asyncio.run(boot_one(cloud))
-    cloud.stop()
+    yield cloud
+    try:
+        cloud.stop()
+    finally:
+        cloud.clear()
 
 
-def test_clouds_yaml_has_a_member_and_an_administrator(make: Make) -> None:
-    cloud = make()
-    cloud.start()
-    file = cloud.state_dir / "clouds.yaml"
+def test_a_first_start_says_what_it_does_and_a_boot_is_accepted_at_once(running: Cloud) -> None:
+    (ready,) = running.out
+    assert ready.startswith(f"ready: http://127.0.0.1:{8774 + running.offset}/v2.1 ")
+    assert f"OS_CLIENT_CONFIG_FILE={running.state_dir}/clouds.yaml OS_CLOUD=kilonova" in ready
+    assert len(running.errors) >= 3
+    assert all(line.startswith("kilonova: ") and line.endswith(" ...") for line in running.errors)
+    asyncio.run(boot_one(running))
+
+
+def test_clouds_yaml_has_a_member_and_an_administrator(running: Cloud) -> None:
+    file = running.state_dir / "clouds.yaml"
     assert file.stat().st_mode & 0o777 == 0o600
     clouds = json.loads(file.read_text())["clouds"]  # which is YAML too
     assert set(clouds) == {"kilonova", "kilonova-admin"}
     for name, user, project in (("kilonova", "demo", "demo"), ("kilonova-admin", "admin", "admin")):
         auth = clouds[name]["auth"]
-        assert auth["auth_url"] == f"http://127.0.0.1:{5000 + cloud.offset}/v3"
+        assert auth["auth_url"] == f"http://127.0.0.1:{5000 + running.offset}/v3"
         assert (auth["username"], auth["project_name"]) == (user, project)
         assert clouds[name]["region_name"] == "RegionOne"
 
     async def hypervisors(who: str) -> int:
-        client = await cloud.client(who)
+        client = await running.client(who)
         status, _, _ = await client.request("GET", "/v2.1/os-hypervisors")
         client.close()
         return status
 
     assert asyncio.run(hypervisors("kilonova-admin")) == 200
     assert asyncio.run(hypervisors("kilonova")) == 403
-    cloud.stop()
 
 
 def test_a_second_start_finds_everything_as_it_was(make: Make) -> None:
@@ -102,17 +108,15 @@ def test_a_second_start_finds_everything_as_it_was(make: Make) -> None:
     assert state.leaks == [] and set(state.servers) == {uuid}
 
 
-def test_two_clouds_run_side_by_side(make: Make) -> None:
-    one, two = make(), make()
-    one.start()
-    two.offset = one.offset + 7
-    two.start()
-    uuid = asyncio.run(boot_one(one))
-    assert set(asyncio.run(one.servers())) == {uuid}
-    assert asyncio.run(two.servers()) == {}
-    two.stop()
-    assert set(asyncio.run(one.servers())) == {uuid}
-    one.stop()
+def test_two_clouds_run_side_by_side(running: Cloud, make: Make) -> None:
+    other = make()
+    other.offset = running.offset + 7
+    other.start()
+    uuid = asyncio.run(boot_one(running, "here"))
+    assert uuid in asyncio.run(running.servers())
+    assert asyncio.run(other.servers()) == {}
+    other.stop()
+    assert uuid in asyncio.run(running.servers())
 
 
 def refused(cloud: Cloud, *more: str) -> str:
@@ -127,27 +131,22 @@ def refused(cloud: Cloud, *more: str) -> str:
     return cloud.errors[-1]
 
 
-def test_a_state_directory_in_use_is_refused_and_the_first_cloud_does_not_notice(make: Make) -> None:
-    cloud, second = make(), make()
-    cloud.start()
-    second.state_dir = cloud.state_dir
+def test_a_state_directory_in_use_is_refused_and_the_first_cloud_does_not_notice(
+    running: Cloud, make: Make
+) -> None:
+    second = make()
+    second.state_dir = running.state_dir
     text = refused(second)
-    assert str(cloud.state_dir) in text and "--state-dir" in text
-    asyncio.run(boot_one(cloud))
-    cloud.stop()
+    assert str(running.state_dir) in text and "--state-dir" in text
+    asyncio.run(boot_one(running, "still here"))
 
 
-def test_a_taken_port_is_refused_before_anything_is_begun(make: Make) -> None:
-    first, second = make(), make()
-    first.start()
-    second.offset = first.offset
+def test_a_taken_port_is_refused_before_anything_is_begun(running: Cloud, make: Make) -> None:
+    second = make()
+    second.offset = running.offset
     text = refused(second)
-    assert str(5000 + first.offset) in text and "--port-offset" in text
+    assert str(5000 + running.offset) in text and "--port-offset" in text
     assert len(second.errors) == 1  # no progress before it
-    second.offset = first.offset + 7
-    second.start()
-    second.stop()
-    first.stop()
 
 
 @pytest.mark.parametrize(

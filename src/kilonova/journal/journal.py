@@ -99,7 +99,12 @@ class Journal:
         return bool(ids)
 
     def signal(self, tx: Tx, instance_uuid: str, name: str, tag: str, status: str = "completed") -> None:
-        """Deliver a fact to whatever operation waits for it now or will."""
+        """Deliver a fact to the open operations of an instance: one waits for it now or will.
+
+        It is dropped when there is none, so that no later one takes it for its own.
+        """
+        if not tx.run(sql.WAKE, uuid=instance_uuid):
+            return
         tx.run(
             sql.SIGNAL,
             instance_uuid=instance_uuid,
@@ -108,8 +113,7 @@ class Journal:
             status=status,
             created_at=self._clock.now(),
         )
-        if tx.run(sql.WAKE, uuid=instance_uuid):
-            tx.call_after_commit(self._runner.wake)
+        tx.call_after_commit(self._runner.wake)
 
     def is_busy(self, tx: Tx, instance_uuid: str) -> bool:
         """Whether an operation of the instance is not finished."""

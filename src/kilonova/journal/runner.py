@@ -18,7 +18,7 @@ from kilonova.db.engine import Database, DatabaseUnavailable, Row, Tx
 from kilonova.errors import LostLease
 from kilonova.journal import statements as sql
 from kilonova.journal.model import ABANDONED, ActionRow, Operation, Run
-from kilonova.journal.walk import Walk
+from kilonova.journal.walk import UNASKED, Walk
 
 log = structlog.get_logger("kilonova.journal")
 
@@ -154,7 +154,8 @@ class Runner:
         """What cannot be run is left to an operator, and closed when one has abandoned it."""
         abandoned = action.error is not None and action.error.kind == ABANDONED
         if not abandoned:
-            log.critical(
+            say = log.critical if action.why is None else log.warning
+            say(
                 "operation needs attention",
                 action=action.id,
                 operation=action.operation,
@@ -174,6 +175,7 @@ class Runner:
                     new_why=None if abandoned else reason,
                     finished=now if abandoned else None,
                     new_message="Error" if abandoned else action.message,
+                    new_wake_at=now + UNASKED * SECOND,
                     now=now,
                 )
             )

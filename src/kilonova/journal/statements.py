@@ -76,6 +76,8 @@ ADVANCE = Statement(
     .values(
         cursor=bindparam("new_cursor"),
         outputs=bindparam("new_outputs"),
+        state=bindparam("new_state"),
+        why=None,
         updated_at=bindparam("now"),
         lease_until=db_now() + bindparam("lease"),
     )
@@ -166,7 +168,7 @@ REFUSE = Statement(
         message=bindparam("new_message"),
         updated_at=bindparam("now"),
         owner=None,
-        wake_at=FOREVER,
+        wake_at=bindparam("new_wake_at"),
     )
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +13,8 @@ from kilonova import errors
 from kilonova.clock import SECOND
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.journal import statements as sql
-from kilonova.journal.model import SIGNAL_FAILED, Done, Kind, Run, Step, StoredError, Wait
+from kilonova.journal.failure import CANCELLED, Cancelled, stored
+from kilonova.journal.model import SIGNAL_FAILED, Done, Kind, Run, Step, Wait
 
 if TYPE_CHECKING:
     from kilonova.journal.runner import Runner
@@ -26,15 +26,11 @@ T = TypeVar("T")
 PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
 LONGEST_PAUSE = 10.0
 UNDO_ATTEMPTS = 30  # about four minutes; then an operator is asked for
+UNASKED = 60  # seconds after which it is tried again without an operator's word
 
 LOST_CODE = "This release has no code for that step."
-CANCELLED = "Undone, because the server is being deleted."
 
 _AGAIN = (errors.TryAgain, DatabaseUnavailable)
-
-
-class Cancelled(errors.KilonovaError):
-    """Somebody asked for this operation to be undone."""
 
 
 class Walk:
@@ -45,9 +41,16 @@ class Walk:
         self.run = run
         self.row = run.action
         self.operation = runner.operations[run.action.operation]
+        self.attempts = UNDO_ATTEMPTS  # of the undo that comes next
 
     async def go(self) -> None:
-        """Raises LostLease when another runner has taken over."""
+        """Raises LostLease when another runner has taken over.
+
+        An operation that needs attention stays listed as such until a step of it has succeeded.
+        """
+        if self.row.state == "attention":
+            self.attempts = 1
+            self.row.state = "running" if self.row.error is None else "unwinding"
         while self.row.open:
             if self.row.state == "unwinding":
                 again = await self._unwind()
@@ -94,11 +97,12 @@ class Walk:
 
     def _settle_last(self, tx: Tx, now: int) -> bool:
         cancel = self._settle(tx, now, cursor=len(self.row.plan), state="done", open=False)
-        self._wake_others(tx)
+        self._leave(tx)
         return cancel
 
-    def _wake_others(self, tx: Tx) -> None:
-        """Operations of the same instance that have waited for this one."""
+    def _leave(self, tx: Tx) -> None:
+        """Leave no signal that a later wait would take for its own; the operations behind us may begin."""
+        tx.run(sql.DROP_SIGNALS, uuid=self.row.instance_uuid)
         if tx.one(sql.OPEN_OF, uuid=self.row.instance_uuid) is not None:
             tx.call_after_commit(self.runner.wake)
 
@@ -203,6 +207,7 @@ class Walk:
             my_epoch=row.epoch,
             new_cursor=cursor,
             new_outputs=sql.encode(row.outputs),
+            new_state=row.state,
             now=now,
             lease=self.runner.lease,
         )
@@ -295,13 +300,13 @@ class Walk:
             )
             await self._attention(str(error) or repr(error))
             return False
-        stored = _stored(error, step, self.operation.host_of(self.run))
+        why = stored(error, step, self.operation.host_of(self.run))
         floor = self._floor_for(error)
         if not isinstance(error, errors.KilonovaError):
             log.error("step failed unexpectedly", action=row.id, step=step.name, exc_info=error)
 
         def commit(tx: Tx) -> None:
-            self._settle(tx, now, state="unwinding", error=stored, floor=floor)
+            self._settle(tx, now, state="unwinding", error=why, floor=floor)
             sql.add_event(
                 tx,
                 row,
@@ -312,14 +317,14 @@ class Walk:
                     started=started,
                     finished=now,
                     result="Error",
-                    traceback=stored.traceback,
-                    host=stored.host,
-                    details=stored.message,
+                    traceback=why.traceback,
+                    host=why.host,
+                    details=why.message,
                 ),
             )
 
         await self.runner.db.write(commit)
-        row.state, row.error, row.floor = "unwinding", stored, floor
+        row.state, row.error, row.floor = "unwinding", why, floor
         self._tell(step.name, "failed")
         return True
 
@@ -351,9 +356,11 @@ class Walk:
         return self.runner.clock.now() >= self.row.deadline_at
 
     async def _attention(self, reason: str) -> None:
-        """Stop and ask for an operator; listed, logged, never silent."""
+        """Ask for an operator: listed, logged, never silent; and tried again meanwhile, as what is in the
+        way may go by itself."""
         row, now = self.row, self.runner.clock.now()
-        log.critical(
+        say = log.critical if row.why is None else log.warning
+        say(
             "operation needs attention",
             action=row.id,
             operation=row.operation,
@@ -362,7 +369,9 @@ class Walk:
             reason=reason,
         )
         await self.runner.db.write(
-            lambda tx: self._settle(tx, now, state="attention", why=reason, keep=False, wake_at=sql.FOREVER)
+            lambda tx: self._settle(
+                tx, now, state="attention", why=reason, keep=False, wake_at=now + UNASKED * SECOND
+            )
         )
         row.open = False  # for this walk
 
@@ -398,15 +407,18 @@ class Walk:
         """The step's ``undo``, repeated with back-off; None when it needs an operator."""
         assert step.undo is not None
         self._tell(step.name, "undo")
-        for attempt in range(UNDO_ATTEMPTS):
+        for attempt in range(self.attempts):
+            if attempt:
+                await self.runner.clock.sleep(_pause(attempt - 1))
             try:
-                return await step.undo(self.run)
+                done = await step.undo(self.run)
+                self.attempts = UNDO_ATTEMPTS
+                return done
             except errors.LostLease:
                 raise
             except Exception as error:  # noqa: BLE001 - an undo is repeated whatever went wrong
                 log.warning("undo is repeated", action=self.row.id, step=step.name, error=repr(error))
                 reason = str(error) or repr(error)
-            await self.runner.clock.sleep(_pause(attempt))
         await self._attention(f"undoing '{step.name}': {reason}")
         return None
 
@@ -461,7 +473,7 @@ class Walk:
             cancel = self._settle(tx, now, cursor=0, state="failed", open=False, message="Error")
             error.cancelled = error.cancelled or cancel
             self.operation.failed(tx, self.run, error)
-            self._wake_others(tx)
+            self._leave(tx)
 
         await self.runner.db.write(commit)
         row.open, row.state = False, "failed"
@@ -475,16 +487,3 @@ def _pause(attempt: int) -> float:
     """Back-off with jitter, in seconds."""
     longest: float = min(PAUSE * 2**attempt, LONGEST_PAUSE)
     return longest * random.uniform(0.5, 1.0)
-
-
-def _stored(error: Exception, step: Step, host: str | None) -> StoredError:
-    known = isinstance(error, errors.KilonovaError)
-    return StoredError(
-        kind=type(error).__name__,
-        message=str(error) if known else f"Unexpected fault in '{step.name}': {type(error).__name__}.",
-        step=step.name,
-        host=host,
-        traceback="" if isinstance(error, Cancelled) else "".join(traceback.format_exception(error)),
-        reasons=getattr(error, "reasons", {}),
-        cancelled=isinstance(error, Cancelled),
-    )

@@ -18,18 +18,13 @@ log = structlog.get_logger("kilonova.events")
 async def deliver(cloud: Cloud, uuid: str, name: str, tag: str, status: str = "completed") -> None:
     """Take over one event.  One that nobody waits for and that changes nothing is dropped."""
     if name in ("network-vif-plugged", "network-vif-unplugged"):
-        await cloud.db.write(lambda tx: _signal(cloud, tx, uuid, name, tag, status))
+        await cloud.db.write(lambda tx: cloud.journal.signal(tx, uuid, name, tag, status))
     elif name in ("network-changed", "network-vif-deleted"):
         await _refresh(cloud, uuid)
     elif name == "power-update":
         await _look(cloud, uuid)
     else:
         log.info("event is of no concern here", instance=uuid, name=name, tag=tag)
-
-
-def _signal(cloud: Cloud, tx: Tx, uuid: str, name: str, tag: str, status: str) -> None:
-    if cloud.journal.is_busy(tx, uuid):
-        cloud.journal.signal(tx, uuid, name, tag, status)
 
 
 async def _refresh(cloud: Cloud, uuid: str) -> None:

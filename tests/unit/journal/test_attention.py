@@ -1,27 +1,39 @@
-"""What the journal cannot decide by itself is left to an operator: never silently, and never for good."""
+"""What the journal cannot decide by itself is left to an operator: never silently, and never for good.
+
+Meanwhile it is tried again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
+from kilonova.clock import SECOND
 from kilonova.db.engine import Database, Tx
 from kilonova.db.tables.journal import action_events, actions
 from kilonova.errors import Conflict, Failed, HostFault, NotFound, TryAgain
 from kilonova.journal import attention
 from kilonova.journal.model import Operation
+from kilonova.journal.walk import UNASKED
 from kilonova.testing.clock import VirtualClock
+from kilonova.testing.database import settle
 from tests.unit.journal.toy import Lab, World, crash_at, lab, toy
 
 NEVER = [TryAgain("gone")] * 30
 
 
 async def stopped(it: Lab, action: int) -> dict[str, Any]:
-    row = await it.ended(action)
-    assert (row["state"], row["open"], row["owner"]) == ("attention", True, None)
+    async def rests() -> bool:
+        row = await it.row(action)
+        return row["state"] not in ("running", "unwinding") and row["owner"] is None
+
+    await settle(rests, it.db, it.clock)
+    row = await it.row(action)
+    assert (row["state"], row["open"]) == ("attention", True)
     assert [each.id for each in await it.raw.read(attention.needing_attention)] == [action]
     return row
 
@@ -41,7 +53,8 @@ async def test_an_undo_that_keeps_failing_says_why(db: Database, clock: VirtualC
         assert row["why"] == "undoing 'b': gone"
         assert row["cursor"] == 1
         assert world.done.count("-b") == 30
-        clock.advance(7 * 24 * 3600)
+        clock.advance(UNASKED / 2)
+        await it.db.quiet()
         assert (await it.row(action)) == row  # nobody touches it
         await it.resolve(action, "retry")
         row = await it.ended(action)
@@ -49,6 +62,50 @@ async def test_an_undo_that_keeps_failing_says_why(db: Database, clock: VirtualC
         assert world.things == set()
         assert world.verdict is not None and world.verdict.message == "no"
         assert await details(it, action) == ["ann chose to retry the step 'b'."]
+
+
+@pytest.mark.parametrize("pivot", ["", "b"])
+async def test_it_is_tried_again_unasked_and_stays_listed_meanwhile(
+    db: Database, clock: VirtualClock, pivot: str
+) -> None:
+    """What was in the way may go by itself, and then nobody need have decided anything."""
+    faults: dict[str, list[Exception]]
+    if pivot:
+        faults = {"c": [Failed("never")] * 100}
+    else:
+        faults = {"b": [Failed("no")], "-b": [TryAgain("gone")] * 100, "-a": [TryAgain("gone")]}
+    world = World(faults=faults)
+    async with lab(db, clock, toy(world, pivot=pivot, deadline=15.0)) as it:
+        action = await it.submit()
+        await stopped(it, action)
+        for _ in range(3):
+            tries, began = len(world.done), clock.now()
+            await it.until(lambda tries=tries: len(world.done) > tries)
+            assert UNASKED / 2 < (clock.now() - began) / SECOND < UNASKED + 5
+            await stopped(it, action)
+            assert len(world.done) == tries + 1  # once, and not as often as at first
+        world.faults.pop("c" if pivot else "-b")
+        row = await it.state(action, "done", "failed")
+        assert (row["state"], row["why"]) == (("done" if pivot else "failed"), None)
+        assert world.things == ({"a", "b", "c"} if pivot else set())
+        assert pivot or world.done.count("-a") == 2  # from there on it is patient again
+        assert await details(it, action) == []
+
+
+async def test_an_operator_may_decide_while_it_is_tried_again(db: Database, clock: VirtualClock) -> None:
+    world = World(faults={"c": [Failed("no")], "-c": NEVER * 2})
+    async with lab(db, clock, toy(world)) as it:
+        action = await it.submit()
+        await stopped(it, action)
+        world.gates["-c"] = asyncio.Event()
+        tried = world.done.count("-c")
+        await it.until(lambda: world.done.count("-c") > tried)
+        assert (await it.row(action))["owner"] == "one"
+        await it.resolve(action, "abandon")
+        world.gates.pop("-c").set()
+        row = await it.state(action, "failed")
+        assert not row["open"]
+        assert "-b" not in world.done and "-a" not in world.done
 
 
 async def test_a_step_after_the_pivot_that_keeps_failing(db: Database, clock: VirtualClock) -> None:
@@ -64,13 +121,14 @@ async def test_a_step_after_the_pivot_that_keeps_failing(db: Database, clock: Vi
 
 
 async def test_an_instance_whose_operation_needs_attention_is_busy(db: Database, clock: VirtualClock) -> None:
-    world = World(faults={"b": [Failed("no")], "-b": list(NEVER)})
+    world = World(faults={"b": [Failed("no")], "-b": NEVER * 100})
     async with lab(db, clock, toy(world)) as it:
         first = await it.submit()
         await stopped(it, first)
         second = await it.submit()
         clock.advance(3600)
         await it.db.quiet()
+        await it.state(first, "attention")
         assert (await it.row(second))["owner"] is None
         await it.resolve(first, "abandon")
         assert (await it.ended(first))["state"] == "failed"

@@ -223,8 +223,13 @@ async def test_a_signal_that_comes_while_the_wait_is_being_written_down(
 ) -> None:
     holding = Holding(db)
     async with lab(holding, clock, toy(World(), waits=True)) as it:
-        await db.write(lambda tx: it.journal.signal(tx, "i", "plugged", "1"))
-        action = await it.submit()
+
+        def submit(tx: Tx) -> int:
+            action = it.journal.submit(tx, CONTEXT, it.operation, "i", "toy", Params())
+            it.journal.signal(tx, "i", "plugged", "1")
+            return action
+
+        action = await db.write(submit)
         await asyncio.to_thread(holding.looked.wait, 60)
         signalling = asyncio.create_task(db.write(lambda tx: it.journal.signal(tx, "i", "plugged", "2")))
         if not isinstance(db, SqliteDatabase):

@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import update
 
 from kilonova.clock import SECOND
-from kilonova.db.engine import Database
+from kilonova.db.engine import Database, Tx
 from kilonova.db.tables.journal import actions
 from kilonova.errors import Failed, HostFault, TryAgain
 from kilonova.testing.clock import VirtualClock
 from kilonova.testing.database import WatchedDatabase
-from tests.unit.journal.toy import World, crash_at, lab, toy
+from tests.unit.journal.toy import CONTEXT, Params, World, crash_at, lab, toy
 
 
 async def test_steps_run_in_order_and_end_in_one_row(db: Database, clock: VirtualClock) -> None:
@@ -148,20 +148,23 @@ async def test_controllers_whose_clocks_differ_by_a_lease_do_not_steal(
         assert (await one.ended(action))["epoch"] == 1
 
 
-@pytest.mark.parametrize("when", ["before", "during a step", "while waiting"])
+@pytest.mark.parametrize("when", ["before the first step", "during a step", "while waiting"])
 async def test_a_signal_is_never_lost(db: Database, clock: VirtualClock, when: str) -> None:
-    world = World()
-    if when == "during a step":
-        world.gates["a"] = asyncio.Event()
+    world = World(gates={"a": asyncio.Event()})
     async with lab(db, clock, toy(world, waits=True)) as it:
         journal = it.journal
-        if when == "before":
-            await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "2"))
-        action = await it.submit()
+
+        def submit(tx: Tx) -> int:
+            action = journal.submit(tx, CONTEXT, it.operation, "i", "toy", Params())
+            if when == "before the first step":
+                journal.signal(tx, "i", "plugged", "2")
+            return action
+
+        action = await it.db.write(submit)
+        await it.until(lambda: "a" in world.entered)
         if when == "during a step":
-            await it.until(lambda: "a" in world.entered)
             await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "2"))
-            world.gates.pop("a").set()
+        world.gates.pop("a").set()
         row = await it.state(action, "waiting")
         assert (row["state"], row["owner"]) == ("waiting", None)
         if when == "while waiting":
@@ -169,6 +172,34 @@ async def test_a_signal_is_never_lost(db: Database, clock: VirtualClock, when: s
         await it.db.write(lambda tx: journal.signal(tx, "i", "plugged", "1"))
         assert (await it.ended(action))["state"] == "done"
         assert world.things == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("when", ["before it", "late", "twice", "while it is undone"])
+async def test_no_operation_takes_the_signals_of_an_earlier_one(
+    db: Database, clock: VirtualClock, when: str
+) -> None:
+    world = World(gates={"c": asyncio.Event()}, faults={"c": [Failed("no")] if "undone" in when else []})
+    async with lab(db, clock, toy(world, waits=True)) as it:
+
+        async def say(*tags: str) -> None:
+            for tag in tags:
+                await it.db.write(lambda tx, tag=tag: it.journal.signal(tx, "i", "plugged", tag))
+
+        if when == "before it":
+            await say("1", "2")
+        action = await it.submit()
+        if when == "before it":
+            await it.state(action, "waiting")
+        await say("1", "2", *("12" if when == "twice" else ""))
+        await it.until(lambda: "c" in world.entered)
+        if when in ("late", "while it is undone"):
+            await say("1", "2")
+        world.gates.pop("c").set()
+        await it.ended(action)
+        second = await it.submit()
+        assert (await it.state(second, "waiting", "done"))["state"] == "waiting"
+        await say("1", "2")
+        assert (await it.ended(second))["state"] == "done"
 
 
 async def test_a_wait_that_is_too_long_fails_with_what_is_missing(db: Database, clock: VirtualClock) -> None:
