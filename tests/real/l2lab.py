@@ -10,8 +10,9 @@ import socket
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
-from kilonova.clock import SystemClock
+from kilonova.clock import Clock, SystemClock
 from kilonova.l2agent import flows
 from kilonova.l2agent.agent import L2Agent
 from kilonova.l2agent.options import L2Options
@@ -60,7 +61,12 @@ class Lab:
         self.switch = Switch(self.ovsdb, BRIDGE, lambda names: None)
 
     def new_agent(
-        self, source: WiringSource | None = None, *, interval: float = 60.0, serve: object = serve_metadata
+        self,
+        source: WiringSource | None = None,
+        *,
+        interval: float = 60.0,
+        serve: object = serve_metadata,
+        clock: Clock | None = None,
     ) -> L2Agent:
         options = L2Options(
             host="here",
@@ -70,13 +76,14 @@ class Lab:
             compare_interval=interval,
         )
         ovsdb = Ovsdb(DATABASE, SystemClock())
-        return L2Agent(source or self.cloud.source(), ovsdb, SystemClock(), options, serve)  # type: ignore[arg-type]
+        clock = clock or SystemClock()
+        return L2Agent(source or self.cloud.source(), ovsdb, clock, options, serve)  # type: ignore[arg-type]
 
     async def open(self) -> None:
         await self.agent.start()
         await self.ovsdb.open(TABLES, self.switch)
 
-    async def restart_agent(self, **more: float) -> None:
+    async def restart_agent(self, **more: Any) -> None:
         await self.agent.stop()
         self.agent = self.new_agent(**more)
         await self.agent.start()

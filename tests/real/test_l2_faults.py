@@ -20,6 +20,7 @@ from kilonova.l2agent.agent import L2Agent
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.ovsdb import Ovsdb
 from kilonova.l2agent.reach import open_connection_in
+from kilonova.testing.clock import VirtualClock
 from tests.real.dhcp_client import ask_dhcp
 from tests.real.guests import Guest, eventually
 from tests.real.l2lab import (
@@ -36,7 +37,8 @@ from tests.real.l2lab import (
     start_database,
     start_vswitchd,
 )
-from tests.real.memory_cloud import MemoryCloud, tcp_in
+from tests.real.memory_cloud import MemoryCloud, rule_in, tcp_in
+from tests.real.udp import answers, udp_echo
 
 pytestmark = pytest.mark.real
 
@@ -260,7 +262,8 @@ async def test_a_switch_that_restarts_is_isolated_until_its_flows_are_back(lab: 
 
 async def test_flows_devices_and_connections_come_back_when_the_switch_restarts(lab: Lab) -> None:
     network = lab.cloud.network(vlan=10)
-    server, client = await lab.boot(network, "10.0.0.11", tcp_in(80)), await lab.boot(network, "10.0.0.12")
+    server = await lab.boot(network, "10.0.0.11", tcp_in(80), rule_in("udp", 53))
+    client = await lab.boot(network, "10.0.0.12")
     vif = lab.cloud.port(network, "10.0.0.13")
     async with talking(lab, server, client) as rounds:
         await goes_on(rounds)
@@ -274,8 +277,9 @@ async def test_flows_devices_and_connections_come_back_when_the_switch_restarts(
             assert lease is not None and lease.address == "10.0.0.12"
             await client.ip("route replace 169.254.169.254/32 via 10.0.0.2")
             assert await client.connects("169.254.169.254", 80)
-    async with server.echo_server(22):
+    async with server.echo_server(22), udp_echo(server, 53):
         assert not await client.connects("10.0.0.11", 22, 0.4)
+        assert await answers(client, "10.0.0.11", 53, size=4000)  # in pieces: the switch has forgotten how
     assert len(lab.dnsmasqs()) == 1
     late = await lab.plug(vif, "10.0.0.13")
     await lab.cloud.up(vif)
@@ -285,8 +289,10 @@ async def test_flows_devices_and_connections_come_back_when_the_switch_restarts(
 
 async def test_the_database_may_restart_and_what_was_missed_is_caught_up(lab: Lab) -> None:
     network = lab.cloud.network(vlan=10)
-    first = await lab.boot(network, "10.0.0.11")
-    gone = await lab.boot(network, "10.0.0.12")
+    first, gone = await lab.boot(network, "10.0.0.11"), await lab.boot(network, "10.0.0.12")
+    lab.cloud.news.clear()
+    await lab.restart_agent(clock=VirtualClock())  # for which no time passes: nothing is done by waiting
+    await eventually(lambda: len(lab.cloud.news) == 2)
     await kill_daemon("ovsdb-server")
     lab.cloud.change(gone, admin_state_up=False)
     with pytest.raises(HostFault, match="Is Open vSwitch running on this host"):

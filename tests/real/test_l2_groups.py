@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from kilonova.l2agent.reach import open_connection_in
 from kilonova.model.wiring import FilterRule
 from tests.real.frames import tcp_frame, udp_frame
-from tests.real.guests import Guest, eventually
+from tests.real.guests import eventually
 from tests.real.l2lab import Lab
 from tests.real.memory_cloud import PING_IN, rule_in, tcp_in
+from tests.real.udp import answers, udp_echo
 
 pytestmark = pytest.mark.real
 
@@ -28,44 +28,6 @@ async def ends(works: Callable[[], Awaitable[bool]]) -> None:
         return not await works()
 
     await eventually(fails)
-
-
-async def answers(guest: Guest, address: str, port: int, wait: float = 30.0, size: int = 4) -> bool:
-    """Whether a UDP echo server answers; asked again and again."""
-    link = await guest.udp(0, connect=None)
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(wait):
-            while True:
-                link.sendto(b"q" * size, (address, port))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.3):
-                        return await loop.sock_recv(link, 65536) == b"q" * size
-    except TimeoutError:
-        return False
-    finally:
-        link.close()
-
-
-@contextlib.asynccontextmanager
-async def udp_echo(guest: Guest, *ports: int) -> AsyncIterator[None]:
-    loop = asyncio.get_running_loop()
-
-    async def serve(link: socket.socket) -> None:
-        while True:
-            data, sender = await loop.sock_recvfrom(link, 65536)
-            await loop.sock_sendto(link, data, sender)
-
-    links = [await guest.udp(port) for port in ports]
-    tasks = [asyncio.create_task(serve(link)) for link in links]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for link in links:
-            link.close()
 
 
 async def test_nothing_comes_in_by_default_and_answers_do(lab: Lab) -> None:
