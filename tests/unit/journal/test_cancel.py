@@ -10,6 +10,7 @@ from kilonova.clock import SECOND
 from kilonova.db.engine import Database
 from kilonova.errors import Failed, HostFault, TryAgain
 from kilonova.testing.clock import VirtualClock
+from kilonova.testing.database import WatchedDatabase
 from tests.unit.journal.toy import CONTEXT, Lab, Params, World, crash_at, lab, toy
 
 
@@ -144,6 +145,24 @@ async def test_a_cancel_on_the_way_to_the_next_host_ends_the_search(
         row = await it.ended(action)
         assert row["state"] == "failed" and undone(world)
         assert world.done.count("c") == 1
+
+
+async def test_a_cancel_of_another_controller_on_the_way_to_the_next_host(
+    db: Database, clock: VirtualClock
+) -> None:
+    world = World(faults={"c": [HostFault("bad")]}, gates={"-c": asyncio.Event()})
+    shared, operation = WatchedDatabase(db), toy(world, retry="b")
+    async with (
+        lab(shared, clock, operation) as it,
+        lab(shared, clock, operation, sole=False, owner="two") as other,
+    ):
+        action = await it.submit()
+        await it.until(lambda: "-c" in world.entered)
+        await cancel(other)
+        world.gates.pop("-c").set()
+        row = await it.ended(action)
+        assert row["state"] == "failed" and undone(world)
+        assert world.done == ["a", "b", "c", "-c", "-b", "-b", "-a"]  # no step forwards any more
 
 
 async def test_a_cancel_while_everything_is_unwound_changes_nothing(

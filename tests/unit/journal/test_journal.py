@@ -11,6 +11,7 @@ from kilonova.clock import SECOND
 from kilonova.db.engine import Database, Tx
 from kilonova.db.tables.journal import actions
 from kilonova.errors import Failed, HostFault, TryAgain
+from kilonova.journal.model import Run
 from kilonova.testing.clock import VirtualClock
 from kilonova.testing.database import WatchedDatabase
 from tests.unit.journal.toy import CONTEXT, Params, World, crash_at, lab, toy
@@ -65,9 +66,11 @@ async def test_a_dead_controller_costs_one_repeat_at_most(
         await it.until(died.is_set)
         await it.kill()
         assert (await it.row(action))["state"] in ("running", "done")
+    began = clock.now()
     async with lab(db, clock, operation, owner="two") as it:
         row = await it.ended(action)
         assert row["state"] == "done"
+        assert clock.now() - began < 2 * SECOND  # who is alone need not wait for a lease to end
         assert world.things == {"a", "b", "c"}
         assert await it.events(action) == [(name, "do", 1, "Success") for name in "abc"]
 
@@ -247,6 +250,29 @@ async def test_another_host_is_tried_and_the_bad_ones_are_remembered(
         assert ("c", "do", 2, "Error") in await it.events(action)
 
 
+async def test_a_round_knows_what_was_before_the_group_and_waits_for_its_own_signals(
+    db: Database, clock: VirtualClock
+) -> None:
+    outputs: list[tuple[str, object, object]] = []
+
+    class Looking(World):
+        async def enter(self, run: Run, step: str) -> None:
+            if step == "b":
+                outputs.append((run.output("a"), run.output("b"), run.output("c")))
+
+    world = Looking(faults={"c": [HostFault("bad")]})
+    async with lab(db, clock, toy(world, waits=True, retry="wait")) as it:
+        action = await it.submit()
+        for number in (1, 2):
+            row = await it.state(action, "waiting")
+            assert row["round"] == number
+            for tag in "12":
+                await it.db.write(lambda tx, tag=tag: it.journal.signal(tx, "i", "plugged", tag))
+            await it.until(lambda number=number: len(outputs) == number)
+        assert (await it.ended(action))["state"] == "done"
+        assert outputs == [("a1", None, None), ("a1", None, None)]
+
+
 async def test_when_no_round_is_left_everything_is_undone(db: Database, clock: VirtualClock) -> None:
     world = World(faults={"c": [HostFault("bad")] * 3})
     async with lab(db, clock, toy(world, retry="b")) as it:
@@ -362,6 +388,26 @@ async def test_a_plan_whose_step_has_lost_its_code_asks_for_an_operator(
     async with lab(db, clock, toy(world, "ab"), owner="two") as it:
         assert (await it.ended(action))["state"] == "attention"
         assert world.things == {"a", "b"}
+
+
+async def test_what_is_submitted_while_it_stops_is_for_the_next_start(
+    db: Database, clock: VirtualClock
+) -> None:
+    world = World()
+    operation = toy(world)
+    async with lab(db, clock, operation) as it:
+
+        def submit(tx: Tx) -> int:
+            action = it.journal.submit(tx, CONTEXT, operation, "i", "toy", Params())
+            it.runner._stopping = True
+            return action
+
+        action = await it.db.write(submit)
+        await it.db.quiet()
+        assert world.done == []
+    assert it.runner._running == {}
+    async with lab(db, clock, operation, owner="two") as it:
+        assert (await it.ended(action))["state"] == "done"
 
 
 async def test_an_orderly_stop_gives_the_work_back(db: Database, clock: VirtualClock) -> None:

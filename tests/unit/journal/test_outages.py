@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from kilonova.clock import SECOND
 from kilonova.db.engine import Database, DatabaseUnavailable
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.db.tables.journal import actions
 from kilonova.errors import Failed, HostFault, Unreachable
 from kilonova.testing.clock import VirtualClock
 from kilonova.testing.database import WatchedDatabase
@@ -115,9 +117,11 @@ async def test_a_commit_of_unknown_fate_is_found_by_its_lease(db: Database, cloc
         action = await it.submit("i")
         it.runner.adopt = adopt  # type: ignore[method-assign]
         assert (await it.row(action))["owner"] == "one"
-        world.gates.pop("b").set()
+        gate = world.gates.pop("b")
         row = await it.ended(action)
         assert (row["state"], row["epoch"]) == ("done", 2)
+        assert len(it.runner._running) == 1  # whose lease is renewed all the time
+        gate.set()
 
 
 async def test_a_process_that_slept_keeps_what_nobody_took(db: Database, clock: VirtualClock) -> None:
@@ -132,6 +136,38 @@ async def test_a_process_that_slept_keeps_what_nobody_took(db: Database, clock: 
         row = await it.ended(action)
         assert (row["state"], row["epoch"]) == ("done", 1)
         assert world.done == ["a", "b", "c"]
+
+
+async def test_of_two_walks_of_one_process_only_the_newer_writes(db: Database, clock: VirtualClock) -> None:
+    """Its lease has ended unseen, it has claimed its own operation again; the old walk hears no cancel."""
+
+    class Deaf(World):
+        async def visit(self, what: str) -> None:
+            if what == "b" and "b" not in self.done:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await super().visit(what)
+                await second.wait()
+                return
+            await super().visit(what)
+
+    second = asyncio.Event()
+    world = Deaf(gates={"b": asyncio.Event()})
+    async with lab(db, clock, toy(world)) as it:
+        action = await it.submit()
+        await it.until(lambda: "b" in world.entered)
+        old = it.runner._running[action][1]
+        lapsed = update(actions).where(actions.c.id == action).values(lease_until=0)
+        it.runner._renewed = clock.now()
+        await db.write(lambda tx: tx.run(lapsed))
+        await it.until(lambda: world.done.count("b") == 2)
+        second.set()
+        await asyncio.gather(old, return_exceptions=True)
+        assert (await it.row(action))["cursor"] == 1
+        assert list(it.runner._running) == [action]
+        world.gates.pop("b").set()
+        row = await it.ended(action)
+        assert (row["state"], row["epoch"]) == ("done", 2)
+        assert await it.events(action) == [(name, "do", 1, "Success") for name in "abc"]
 
 
 @pytest.mark.parametrize("away", [1, 5])
@@ -216,12 +252,12 @@ async def test_two_controllers_after_an_outage_repeat_a_step_once(db: Database, 
     world = World(gates={"b": asyncio.Event()})
     shared, operation = WatchedDatabase(db), toy(world)
     async with lab(shared, clock, operation) as one, lab(shared, clock, operation, sole=False, owner="two"):
-        actions = [await one.submit(f"i{number}") for number in range(8)]
+        submitted = [await one.submit(f"i{number}") for number in range(8)]
         await one.until(lambda: world.done.count("b") == 8)
         shared.gone = True
         world.gates.pop("b").set()
         await gone_for_a_minute(one)
-        for action in actions:
+        for action in submitted:
             row = await one.ended(action)
             assert (row["state"], row["epoch"]) == ("done", 2)
         assert world.done.count("b") == 16
