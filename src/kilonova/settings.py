@@ -10,12 +10,25 @@ from pathlib import Path
 import msgspec
 from oslo_config import cfg
 
+from kilonova.model.instance import instance_name
+
+
+def _name_template(text: str) -> str:
+    instance_name(text, 1, "00000000-0000-4000-8000-000000000000")
+    return text
+
+
 DEFAULT = [
     cfg.StrOpt("host", help="Name of this compute host; default: the machine's host name."),
     cfg.StrOpt("my_ip", default="127.0.0.1", help="Address of this host."),
     cfg.StrOpt("default_availability_zone", default="nova"),
     cfg.StrOpt("default_schedule_zone"),
-    cfg.StrOpt("instance_name_template", default="instance-%08x"),
+    cfg.Opt(
+        "instance_name_template",
+        type=_name_template,
+        default="%(uuid)s",
+        help="Names of guests in the hypervisor; Nova's instance-%08x may meet other clouds' guests.",
+    ),
     cfg.FloatOpt("cpu_allocation_ratio", default=4.0),
     cfg.FloatOpt("ram_allocation_ratio", default=1.0),
     cfg.FloatOpt("disk_allocation_ratio", default=1.0),

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kilonova.model.port import Vif
@@ -264,3 +265,14 @@ async def test_libvirts_schema_allows_it(host: Host, wanted: dict[str, Any], cpu
         link.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
 
     await host.driver._connection.call(define)
+
+
+async def test_a_guest_takes_its_new_name_when_it_is_started_again(host: Host) -> None:
+    """The operator's template of names has changed in between."""
+    spec = await host.running(domain="instance-00000001")
+    assert "<name>instance-00000001</name>" in await host.domain_xml(spec)
+    await host.driver.power_off(spec.uuid)
+    renamed = msgspec.structs.replace(spec, domain=f"lab-{spec.uuid}")
+    await host.driver.start(renamed, paused=True)
+    assert f"<name>lab-{spec.uuid}</name>" in await host.domain_xml(spec)
+    assert list(await host.driver.guests()) == [spec.uuid]

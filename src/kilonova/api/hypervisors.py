@@ -17,6 +17,7 @@ from kilonova.api.views.hypervisors import BRIEF, COUNTS, FULL, Hypervisor, upti
 from kilonova.db import hosts
 from kilonova.db.engine import Tx
 from kilonova.errors import Invalid, NotFound
+from kilonova.model.instance import instance_name
 
 _RULE = "os_compute_api:os-hypervisors"
 _PATH = "/os-hypervisors"
@@ -69,7 +70,10 @@ def _wants_servers(call: Call) -> bool:
 
 def _servers(call: Call, hypervisor: Hypervisor) -> list[dict[str, str]]:
     template = call.cloud.settings.text("instance_name_template")
-    return [{"name": template % guest.id, "uuid": guest.uuid} for guest in hypervisor.guests]
+    return [
+        {"name": instance_name(template, guest.id, guest.uuid), "uuid": guest.uuid}
+        for guest in hypervisor.guests
+    ]
 
 
 def _shown(call: Call, view: View, found: Sequence[Hypervisor], servers: bool) -> list[dict[str, Any]]:

@@ -8,6 +8,21 @@ from kilonova.model.flavor import Flavor
 from kilonova.model.port import Vif
 
 
+def instance_name(template: str, number: int, uuid: str) -> str:
+    """What a server is called in the hypervisor, by Nova's ``instance_name_template``.
+
+    The template has one number (``instance-%08x``) or names: ``%(uuid)s``, ``%(id)d``.  Raises ValueError for
+    one that makes no name.
+    """
+    try:
+        name = template % ({"id": number, "uuid": uuid} if "%(" in template else number)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"'{template}' is no template of names: {error}") from error
+    if name == template or not name.strip():
+        raise ValueError(f"'{template}' gives every server the same name")
+    return name
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Why an operation failed, as shown with a server in ERROR; ``details`` are for administrators."""
 

@@ -10,7 +10,7 @@ from kilonova.db import instances
 from kilonova.db.engine import Tx
 from kilonova.errors import Failed
 from kilonova.journal.model import Run, StoredError
-from kilonova.model.instance import Fault, Instance
+from kilonova.model.instance import Fault, Instance, instance_name
 from kilonova.operations.cloud import Cloud
 from kilonova.rpc.host import HostAgent
 from kilonova.rpc.messages import Command, GuestSpec, Observed
@@ -82,6 +82,7 @@ async def guest_of(run: Run, instance: Instance, files: tuple[tuple[str, bytes],
         config_drive=cloud.config_drive(instance, files) if instance.config_drive else None,
         metadata=instance.metadata,
         created_at=instance.created_at,
+        domain=instance_name(cloud.settings.text("instance_name_template"), instance.id, instance.uuid),
     )
 
 

@@ -40,6 +40,7 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     config_drive: dict[str, bytes] | None = None  # path on the drive -> content; None: no drive
     metadata: dict[str, str] = {}
     created_at: int = 0
+    domain: str = ""  # its name in the hypervisor; empty: its uuid
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,7 +178,7 @@ async def test_servers_are_shown_to_those_who_ask(cloud: SmallCloud) -> None:
     server = await cloud.server(host="h2")
     gone = await cloud.server(host="h2", deleted_at=cloud.clock.now())
     assert gone.uuid != server.uuid
-    expected = [{"name": "instance-00000001", "uuid": server.uuid}]
+    expected = [{"name": server.uuid, "uuid": server.uuid}]
 
     async def servers(query: str, version: int) -> list[Any]:
         found = await cloud.get(f"{PATH}{query}", version=version)

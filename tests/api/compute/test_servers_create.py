@@ -69,7 +69,7 @@ async def test_the_least_that_can_be_asked_for(whole: Whole) -> None:
         "OS-EXT-SRV-ATTR:hypervisor_hostname": whole.host,
         "OS-EXT-SRV-ATTR:hostname": "plain-one",
         "OS-EXT-SRV-ATTR:launch_index": 0,
-        "OS-EXT-SRV-ATTR:instance_name": f"instance-{instance.id:08x}",
+        "OS-EXT-SRV-ATTR:instance_name": instance.uuid,
         "OS-EXT-SRV-ATTR:user_data": None,
         "OS-SRV-USG:terminated_at": None,
         "host_status": "UP",

@@ -21,7 +21,7 @@ from kilonova.clock import SECOND, iso_z
 from kilonova.db.engine import Row
 from kilonova.db.instance_list import DETAIL
 from kilonova.model.flavor import Flavor
-from kilonova.model.instance import Fault, ImageMeta
+from kilonova.model.instance import Fault, ImageMeta, instance_name
 from kilonova.model.states import status
 
 ATTRIBUTES = "os_compute_api:os-extended-server-attributes"
@@ -260,8 +260,9 @@ def _links(call: Call, position: int) -> Getter:
 
 
 def _bind_name(call: Call) -> Getter:
-    template, position = call.cloud.settings.text("instance_name_template"), AT["id"]
-    return lambda row: template % row[position]
+    template = call.cloud.settings.text("instance_name_template")
+    number, uuid = AT["id"], AT["uuid"]
+    return lambda row: instance_name(template, row[number], row[uuid])
 
 
 def _bind_fault(call: Call) -> Getter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from typing import Any
 
 from kilonova.clock import SECOND, Clock
@@ -152,7 +153,11 @@ class Domains:
 
     def _define_and_start(self, link: Any, uuid: str, xml: str, paused: bool) -> None:
         libvirt = self._libvirt
+        name = ET.fromstring(xml).findtext("name")
         try:
+            known = self._find(link, uuid)
+            if known is not None and known.name() != name:  # the template of names has changed
+                known.rename(name, 0)
             domain = link.defineXML(xml)
         except libvirt.libvirtError as error:
             self._unless_gone(link, error)

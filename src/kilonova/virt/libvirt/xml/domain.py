@@ -54,8 +54,7 @@ def domain_xml(plan: Blueprint, options: LibvirtOptions) -> str:
     domain = element(
         "domain",
         {"type": plan.virt_type},
-        # Its uuid: unique over clouds and hosts, and known before the database has given a number.
-        element("name", text=guest.uuid),
+        element("name", text=guest.domain or guest.uuid),
         element("uuid", text=guest.uuid),
         metadata(guest, plan.compute_id, plan.started_at),
         element("memory", {"unit": "MiB"}, text=guest.flavor.memory_mb),
