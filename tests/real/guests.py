@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from kilonova.errors import Unreachable
 from kilonova.l2agent import namespace
-from kilonova.l2agent.programs import run
 from kilonova.l2agent.reach import open_connection_in
 from kilonova.model.port import Vif
+from kilonova.programs import run
 from tests.real.frames import checksum
 
 T = TypeVar("T")
@@ -186,18 +186,25 @@ class Guest:
     @contextlib.asynccontextmanager
     async def tap_wire(self) -> AsyncIterator[Wiretap]:
         """Record all frames that reach the guest."""
-
-        def listen() -> socket.socket:
-            link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, _ALL_PROTOCOLS)
-            link.bind(("eth0", 3))
-            link.setblocking(False)
-            return link
-
-        wire = Wiretap(await self.inside(listen))
-        try:
+        async with tap_wire(self.namespace, "eth0") as wire:
             yield wire
-        finally:
-            wire.close()
+
+
+@contextlib.asynccontextmanager
+async def tap_wire(name: str, device: str) -> AsyncIterator[Wiretap]:
+    """Record all frames that come in by a device of a network namespace."""
+
+    def listen() -> socket.socket:
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, _ALL_PROTOCOLS)
+        link.bind((device, 3))
+        link.setblocking(False)
+        return link
+
+    wire = Wiretap(await namespace.inside(name, listen))
+    try:
+        yield wire
+    finally:
+        wire.close()
 
 
 class Wiretap:

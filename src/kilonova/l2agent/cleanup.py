@@ -14,8 +14,8 @@ from kilonova.errors import Failed
 from kilonova.l2agent.network import LocalNetwork, place_of, recorded_networks
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.ovsdb import Ovsdb
-from kilonova.l2agent.programs import run
 from kilonova.l2agent.switch import TABLES, Switch
+from kilonova.programs import run
 
 
 async def clean_up(ovsdb_connection: str, options: L2Options, clock: Clock) -> list[str]:

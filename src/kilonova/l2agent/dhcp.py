@@ -21,8 +21,8 @@ from pathlib import Path
 from kilonova.errors import HostFault, Invalid, TryAgain
 from kilonova.l2agent.files import write_whole
 from kilonova.l2agent.flows import METADATA_ADDRESS
-from kilonova.l2agent.programs import run
 from kilonova.model.wiring import DhcpSubnet, NetworkDetails
+from kilonova.programs import SEARCHED, run
 
 _LEASE = 86400  # seconds
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -221,7 +221,7 @@ class DhcpServer:
         return None
 
     async def _start(self, name: str) -> None:
-        program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+        program = shutil.which("dnsmasq", path=SEARCHED)
         if program is None:
             raise HostFault("dnsmasq is not installed on this host; guests get their addresses from it.")
         user = "nobody" if _readable_by_all(self._directory) else "root"

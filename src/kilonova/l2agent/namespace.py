@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kilonova.errors import HostFault, NotFound
-from kilonova.l2agent.programs import ProgramFailed, run
+from kilonova.programs import ProgramFailed, run
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import structlog
 
 from kilonova.clock import Clock
 from kilonova.errors import Unreachable
-from kilonova.l2agent.programs import run
+from kilonova.programs import run
 
 log = structlog.get_logger("kilonova.l2agent")
 

@@ -1,9 +1,8 @@
-"""Names, files, programs and the DHCP server's configuration."""
+"""Names, files and the DHCP server's configuration."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from kilonova.l2agent import datapath, dhcp, namespace
 from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.files import write_whole
 from kilonova.l2agent.options import L2Options
-from kilonova.l2agent.programs import ProgramFailed, run
 from kilonova.model.wiring import DhcpHost, DhcpSubnet, NetworkDetails
 
 # ---- names ----
@@ -87,7 +85,7 @@ async def test_the_datapath_is_chosen_by_the_kernel_unless_it_was_told(
         assert await datapath.choose_datapath("auto") == kind
 
 
-# ---- files and programs ----
+# ---- files ----
 
 
 def test_a_file_is_replaced_as_a_whole_and_tells_whether_it_was_another(tmp_path: Path) -> None:
@@ -100,39 +98,6 @@ def test_a_file_is_replaced_as_a_whole_and_tells_whether_it_was_another(tmp_path
     held.close()
     assert path.read_text() == "two" and [each.name for each in tmp_path.iterdir()] == ["hosts"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-
-
-async def test_a_program_gives_what_it_wrote_and_gets_its_words_unchanged() -> None:
-    words = ["$HOME", "a b", "; false", "*", "`id`"]
-    assert await run("printf", "%s|", *words) == "".join(f"{word}|" for word in words)
-    assert await run("cat", stdin="told\n") == "told\n"
-    assert await run("sh", "-c", "echo $SPECIAL", env={"SPECIAL": "x"}) == "x\n"
-
-
-async def test_programs_that_fail_say_what_was_run_and_why(tmp_path: Path) -> None:
-    with pytest.raises(ProgramFailed, match=r"'sh -c .*' failed with code 3: no luck") as caught:
-        await run("sh", "-c", "echo no luck >&2; exit 3")
-    assert (caught.value.code, caught.value.stderr) == (3, "no luck\n")
-    with pytest.raises(HostFault, match="'no-such-program' is not installed"):
-        await run("no-such-program")
-    plain = tmp_path / "plain"
-    plain.write_text("x")
-    with pytest.raises(HostFault, match="cannot be run: Permission denied"):
-        await run(str(plain))
-
-
-async def test_a_program_that_hangs_is_killed(tmp_path: Path) -> None:
-    script = f"echo $$ > {tmp_path}/pid; exec sleep 1000"
-    with pytest.raises(TryAgain, match=r"did not end within 0\.5 seconds"):
-        await run("sh", "-c", script, timeout=0.5)
-    task = asyncio.ensure_future(run("sleep", "1000"))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    pid = int((tmp_path / "pid").read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
 
 
 async def test_one_that_fails_holds_up_no_other() -> None:

@@ -324,9 +324,14 @@ async def test_a_new_holder_of_a_zone_inherits_no_connections_and_an_old_one_kee
     here.restart()
     await here.until_done("a")
     assert here.flushed == [1] and here.rows["a"].zone == 1
+    here.rows["c"], here.known["c"] = plugged("c"), details("c")
+    await here.until_done("c")
     here.rows["b"], here.known["b"] = plugged("b"), details("b")
     await here.until_done("b")
-    assert here.flushed == [1, 2]
+    assert here.flushed == [1, 2, 3]
+    here.restart()
+    await here.until_done(*NAMES)
+    assert [here.rows[name].zone for name in NAMES] == [1, 3, 2] and here.flushed == [1, 2, 3]
 
 
 async def test_rows_without_device_and_owner_go_when_they_were_seen_twice() -> None:

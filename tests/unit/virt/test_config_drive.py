@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kilonova import programs
 from kilonova.errors import Failed, HostFault
-from kilonova.virt.libvirt import config_drive, programs
+from kilonova.virt.libvirt import config_drive
 from kilonova.virt.libvirt.threads import Threads
 
 CONTENT = {
@@ -123,34 +123,3 @@ async def test_a_failure_leaves_nothing(
     with pytest.raises(HostFault, match=r"'xorriso .* failed with code 1: broken"):
         await config_drive.write(CONTENT, tmp_path / "drive", "iso9660", threads)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- programs ----
-
-
-async def test_a_program_that_is_not_there() -> None:
-    with pytest.raises(HostFault, match="'no-such-program' is not installed"):
-        await programs.run("no-such-program")
-
-
-async def test_a_program_that_does_not_end_is_killed() -> None:
-    with pytest.raises(HostFault, match=r"did not end within 0\.1 seconds"):
-        await programs.run("sleep", "1000", timeout=0.1)
-
-
-async def test_limits_hold() -> None:
-    with pytest.raises(programs.ProgramFailed):
-        await programs.run("python3", "-c", "bytes(2 << 30)", limited=True)
-    assert await programs.run("sh", "-c", "ulimit -t", limited=True) == "30\n"
-
-
-async def test_a_cancelled_caller_leaves_no_program(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    task = asyncio.create_task(programs.run("sh", "-c", f"echo $$ >{pid_file}; exec sleep 1000"))
-    async with asyncio.timeout(30):
-        while not pid_file.exists() or not pid_file.read_text().strip():
-            await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.wait({task})
-    assert task.cancelled()
-    assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from kilonova import programs
 from kilonova.clock import SystemClock
 from kilonova.errors import Failed, HostFault
 from kilonova.rpc.messages import GuestSpec
-from kilonova.virt.libvirt import disks, programs
+from kilonova.virt.libvirt import disks
 from kilonova.virt.libvirt.disks import GuestFiles
 from kilonova.virt.libvirt.image_cache import ImageCache
 from kilonova.virt.libvirt.threads import Threads

@@ -12,8 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from kilonova import programs
 from kilonova.errors import Failed
-from kilonova.virt.libvirt import programs
 from kilonova.virt.libvirt.files import settle
 from kilonova.virt.libvirt.threads import Threads
 

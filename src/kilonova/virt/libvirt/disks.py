@@ -15,10 +15,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from kilonova import programs
 from kilonova.errors import Failed, HostFault
 from kilonova.rpc.messages import GuestSpec
 from kilonova.virt.driver import ImageSource
-from kilonova.virt.libvirt import config_drive, programs
+from kilonova.virt.libvirt import config_drive
 from kilonova.virt.libvirt.files import settle
 from kilonova.virt.libvirt.image_cache import CachedImage, ImageCache
 from kilonova.virt.libvirt.threads import Threads
@@ -138,7 +139,7 @@ class GuestFiles:
         draft = path.with_name(path.name + NEW)
         await self._threads.run(lambda: _zeros(draft, size))
         if formatter:
-            await programs.run(*formatter, str(draft))
+            await programs.run(*formatter, str(draft), timeout=120)
         await self._threads.run(lambda: settle(draft, path))
 
     async def discard(self, guest: str) -> None:

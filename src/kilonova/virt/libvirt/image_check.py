@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from kilonova import programs
 from kilonova.errors import Failed
-from kilonova.virt.libvirt import programs, qcow2
+from kilonova.virt.libvirt import qcow2
 
 
 async def check(path: Path, form: str, name: str) -> None:

@@ -1,5 +1,5 @@
-"""Running the system's programs on files: without a shell, with limits of time and, for files that users
-gave, of processor and memory (qemu-img has been fooled by crafted images more than once)."""
+"""Running the system's programs (ip, dnsmasq, qemu-img): without a shell, with limits of time and, for files
+that users gave, of processor and memory (qemu-img has been fooled by crafted images more than once)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from kilonova.errors import HostFault
 
-SEARCHED = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"  # mke2fs and mkswap are in there
+SEARCHED = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # mke2fs and dnsmasq are in there
 
 # Nova's limits for looking at an image.
 LIMITS = ("prlimit", "--cpu=30", "--as=1073741824", "--")
 
 
 class ProgramFailed(HostFault):
-    """A program ended with an error."""
+    """A program ended with an error.  ``stderr`` is what it said."""
 
     def __init__(self, command: Sequence[str], code: int, stderr: str) -> None:
         said = " ".join(stderr.split())[-1000:] or "it said nothing"
@@ -28,21 +28,22 @@ class ProgramFailed(HostFault):
 
 async def run(
     *command: str,
+    stdin: str = "",
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 120.0,
+    timeout: float = 60.0,
     limited: bool = False,
 ) -> str:
     """What the program wrote.
 
-    Raises ProgramFailed; HostFault if it is not installed or does not end.  It is killed when it takes
-    longer than ``timeout`` seconds, or when the caller is cancelled.
+    Raises ProgramFailed; HostFault if it cannot be run or does not end.  It is killed when it takes longer
+    than ``timeout`` seconds, or when the caller is cancelled.
     """
     line = (*LIMITS, *command) if limited else command
     try:
         process = await asyncio.create_subprocess_exec(
             *line,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=cwd,
@@ -50,9 +51,11 @@ async def run(
         )
     except FileNotFoundError:
         raise HostFault(f"The program '{line[0]}' is not installed on this host.") from None
+    except OSError as error:
+        raise HostFault(f"The program '{line[0]}' cannot be run: {error.strerror}.") from error
     try:
         async with asyncio.timeout(timeout):
-            out, err = await process.communicate()
+            out, err = await process.communicate(stdin.encode())
     except TimeoutError:
         raise HostFault(f"'{' '.join(command)}' did not end within {timeout:g} seconds.") from None
     finally:
