@@ -84,11 +84,16 @@ class EmbeddedCloud:
     _sockets: dict[str, socket.socket] = field(default_factory=dict)
 
     @classmethod
-    async def assemble(cls, settings: Settings, clock: Clock | None = None) -> EmbeddedCloud:
-        """Raises Failed when the state directory is in use, or of another release."""
+    async def assemble(
+        cls, settings: Settings, clock: Clock | None = None, database: Callable[[], Database] | None = None
+    ) -> EmbeddedCloud:
+        """``database`` makes another one than that in the state directory.
+
+        Raises Failed when the state directory is in use, or of another release.
+        """
         clock = clock or SystemClock()
         state = StateDir.open(settings.state_dir)
-        db = SqliteDatabase(state.path / "kilonova.db", clock)
+        db = database() if database else SqliteDatabase(state.path / "kilonova.db", clock)
         await bring_up(db)
         identity = _identity(settings, db, clock, state)
         image = BuiltinImage(db, clock, state.private("images"))

@@ -4,93 +4,101 @@ the process dies before and after each commit.  They say which step it was and c
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from kilonova.app import EmbeddedCloud
 from kilonova.errors import Failed
-from kilonova.journal.model import ActionRow, Done, Operation, Run, Step, Wait
-from kilonova.testing.embedded import Holdings, audits, embedded, holdings, kill, server, settled
+from kilonova.journal.model import Done, Operation, Run, Wait
+from kilonova.model.states import Vm
+from kilonova.operations.registry import OPERATIONS
+from kilonova.testing.embedded import kill, server, settled
+from tests.crash.broken import changed, crash_at, failing, last_fails, replaced
+from tests.crash.conftest import Stage, crash_points
 from tests.crash.scenes import SCENES, STEPS, UNDOS, Scene
+from tests.crash.world import NOTHING, World, assert_sound, but, log_of, world
+
+FORWARD_ONLY = {"delete"}
 
 
 def test_every_operation_has_a_scene() -> None:
-    from kilonova.operations.registry import OPERATIONS
-
     assert set(SCENES) == set(OPERATIONS)
 
 
-def replaced(cloud: EmbeddedCloud, name: str, step: Step) -> None:
-    """Put another step in the place of the one of that name."""
-    operation = cloud.runner.operations[name]
-    steps = tuple(step if each.name == step.name else each for each in operation.steps)
-    values = {field: getattr(operation, field) for field in operation.__dataclass_fields__}
-    operations = {**cloud.runner.operations, name: Operation(**{**values, "steps": steps})}
-    cloud.runner.operations = operations
+def whole_log(operation: Operation) -> list[tuple[str, str, int, str]]:
+    return [(step.name, "do", 1, "Success") for step in operation.steps]
 
 
-def changed(step: Step, **new: object) -> Step:
-    values = {field: getattr(step, field) for field in step.__dataclass_fields__}
-    return Step(**{**values, **new})
+def undone_log(operation: Operation, failed: str) -> list[tuple[str, str, int, str]]:
+    """What is written when a step fails: those before it, itself, and the undos backwards."""
+    names = [step.name for step in operation.steps]
+    done = operation.steps[: names.index(failed)]
+    undone = [step for step in operation.steps[: names.index(failed) + 1] if step.undo is not None]
+    return [
+        *((step.name, "do", 1, "Success") for step in done),
+        (failed, "do", 1, "Error"),
+        *((step.name, "undo", 1, "Success") for step in reversed(undone)),
+    ]
 
 
-async def assert_success(cloud: EmbeddedCloud, scene: Scene, uuid: str) -> None:
+async def assert_success(cloud: EmbeddedCloud, name: str, uuid: str) -> None:
+    scene = SCENES[name]
     found = await settled(cloud, uuid)
     assert (found.vm_state, found.task_state) == (scene.vm, None), found.fault
-    held = await holdings(cloud, uuid)
-    assert held.guest == scene.power
-    assert held.open_actions == 0
+    assert found.fault is None
+    now = await world(cloud, uuid)
+    assert now.guest == scene.power
     if scene.power is None:
-        assert held.nothing
+        assert but(now, plugged=frozenset()) == World(vm_state=Vm.DELETED, deleted=True, place=now.place)
     else:
-        assert found.power_state == scene.power
-        assert len(held.ports) == 1 and len(held.claims) == 1
-    assert await audits(cloud) == []
+        assert len(now.claims) == len(now.bindings) == 1
+        assert now.vifs == frozenset(now.bindings)
+        assert set(now.bindings.values()) == {(found.host, "ACTIVE")}
+    assert await log_of(cloud, uuid, name) == whole_log(scene.operation)
+    await assert_sound(cloud)
 
 
-async def assert_failure(cloud: EmbeddedCloud, scene: Scene, uuid: str, before: Holdings | None) -> None:
+async def assert_undone(cloud: EmbeddedCloud, scene: Scene, uuid: str, before: World) -> None:
+    """The world is as it was; only a server that was to be made is there, to say why it is not."""
     found = await settled(cloud, uuid)
-    assert (found.vm_state, found.task_state) == (scene.vm_failed, None)
     assert found.fault is not None
-    held = await holdings(cloud, uuid)
-    if scene.undone:
-        assert held.nothing
-        assert found.host is None and found.vifs == ()
-    else:
-        assert before is not None
-        assert (held.claims, held.ports) == (before.claims, before.ports)
-    assert await audits(cloud) == []
+    expected = but(NOTHING, vm_state=Vm.ERROR, plugged=before.plugged) if scene.undone else before
+    assert await world(cloud, uuid) == expected
 
 
-@pytest.mark.parametrize(("name", "step_name"), [pair for pair in STEPS if pair[0] != "delete"])
+async def start_of(cloud: EmbeddedCloud, name: str) -> tuple[str, World]:
+    """The server that the operation is to change, and the world before."""
+    uuid = await SCENES[name].before(cloud)
+    return uuid, await world(cloud, uuid)
+
+
+@pytest.mark.capability("MG-GEN-1", "MG-GEN-2", "MG-BLD-17")
+@pytest.mark.parametrize("after", [False, True], ids=["before it did anything", "when it had done all"])
+@pytest.mark.parametrize(("name", "step_name"), [pair for pair in STEPS if pair[0] not in FORWARD_ONLY])
 async def test_a_step_that_fails_is_undone_with_all_before_it(
-    cloud: EmbeddedCloud, name: str, step_name: str
+    cloud: EmbeddedCloud, name: str, step_name: str, after: bool
 ) -> None:
     scene = SCENES[name]
-    step = scene.operation.step(step_name)
-
-    async def fail(run: Run) -> Done | Wait:
-        if step_name != "wired":
-            await step.do(run)
-        raise Failed(f"ordered in {step_name}")
-
-    uuid = await scene.before(cloud)
-    before = await holdings(cloud, uuid) if uuid else None
-    replaced(cloud, name, changed(step, do=fail))
+    uuid, before = await start_of(cloud, name)
+    failing(cloud, name, step_name, Failed(f"ordered in {step_name}"), after=after)
     uuid = await scene.begin(cloud, uuid)
     found = await settled(cloud, uuid)
     assert found.fault is not None and found.fault.message == f"ordered in {step_name}"
+    assert await log_of(cloud, uuid, name) == undone_log(scene.operation, step_name)
     if name == "reboot":  # whether it still runs is not known then, which is an error (Nova's rule)
-        assert found.vm_state == "error"
+        assert found.vm_state == Vm.ERROR
         return
-    await assert_failure(cloud, scene, uuid, before)
+    if after and not scene.undone:  # the guest has changed, and the next look at it will tell
+        now = await world(cloud, uuid)
+        before = but(before, guest=now.guest, power_state=now.power_state)
+    else:
+        await assert_sound(cloud)
+    await assert_undone(cloud, scene, uuid, before)
 
 
-@pytest.mark.parametrize("step_name", [step for name, step in STEPS if name == "delete"])
+@pytest.mark.parametrize("step_name", [step for name, step in STEPS if name in FORWARD_ONLY])
 async def test_a_step_of_a_delete_that_fails_is_repeated(cloud: EmbeddedCloud, step_name: str) -> None:
-    scene = SCENES["delete"]
-    step = scene.operation.step(step_name)
+    step = SCENES["delete"].operation.step(step_name)
     failures = [Failed("once"), RuntimeError("twice")]
 
     async def fail(run: Run) -> Done | Wait:
@@ -99,10 +107,10 @@ async def test_a_step_of_a_delete_that_fails_is_repeated(cloud: EmbeddedCloud, s
             raise failures.pop()
         return done
 
-    uuid = await scene.before(cloud)
+    uuid, _ = await start_of(cloud, "delete")
     replaced(cloud, "delete", changed(step, do=fail))
-    await scene.begin(cloud, uuid)
-    await assert_success(cloud, scene, uuid)
+    await SCENES["delete"].begin(cloud, uuid)
+    await assert_success(cloud, "delete", uuid)
     assert failures == []
 
 
@@ -119,10 +127,10 @@ async def test_a_step_that_runs_twice_does_no_more_than_once(
         await step.do(run)
         return await step.do(run)
 
-    uuid = await scene.before(cloud)
+    uuid, _ = await start_of(cloud, name)
     replaced(cloud, name, changed(step, do=twice))
     uuid = await scene.begin(cloud, uuid)
-    await assert_success(cloud, scene, uuid)
+    await assert_success(cloud, name, uuid)
     assert calls
 
 
@@ -140,91 +148,50 @@ async def test_an_undo_that_runs_twice_does_no_more_than_once(
         await step.undo(run)
         return await step.undo(run)
 
-    async def fail(run: Run) -> Done | Wait:
-        raise Failed("ordered at the end")
-
-    last = scene.operation.steps[-1]
+    uuid, before = await start_of(cloud, name)
     replaced(cloud, name, changed(step, undo=twice))
-    replaced(cloud, name, changed(last, do=fail))
-    uuid = await scene.begin(cloud, await scene.before(cloud))
-    await assert_failure(cloud, scene, uuid, None)
+    last = last_fails(cloud, name)
+    uuid = await scene.begin(cloud, uuid)
+    await assert_undone(cloud, scene, uuid, before)
     assert calls == [step_name]
+    assert await log_of(cloud, uuid, name) == undone_log(scene.operation, last)
+    await assert_sound(cloud)
 
 
-class Crash(asyncio.CancelledError):
-    """The process dies here."""
-
-
-def crash_at(cloud: EmbeddedCloud, name: str, step: str, what: str) -> asyncio.Event:
-    died = asyncio.Event()
-
-    def look(row: ActionRow, at: str, happened: str) -> None:
-        if (row.operation, at, happened) == (name, step, what):
-            died.set()
-            raise Crash
-
-    cloud.runner.on_step = look
-    return died
-
-
-@pytest.mark.parametrize("what", ["do", "done"])
+@pytest.mark.capability("MG-INIT-12", "MG-INIT-13", "MG-INIT-16")
+@pytest.mark.parametrize(("stage", "what"), crash_points("do", "done"), indirect=["stage"])
 @pytest.mark.parametrize(("name", "step_name"), STEPS)
 async def test_the_process_dies_before_or_after_a_commit(
-    tmp_path: Path, name: str, step_name: str, what: str
+    stage: Stage, name: str, step_name: str, what: str
 ) -> None:
     scene = SCENES[name]
-    async with embedded(tmp_path / "state") as cloud:
-        uuid = await scene.before(cloud)
+    async with stage.cloud() as cloud:
+        uuid, _ = await start_of(cloud, name)
         died = crash_at(cloud, name, step_name, what)
         uuid = await scene.begin(cloud, uuid)
-        await asyncio.wait_for(died.wait(), 10)
+        await asyncio.wait_for(died.wait(), 60)
         await kill(cloud)
-    async with embedded(tmp_path / "state") as cloud:
-        await assert_success(cloud, scene, uuid)
+    async with stage.cloud() as cloud:
+        await assert_success(cloud, name, uuid)
 
 
-@pytest.mark.parametrize("what", ["undo", "undone"])
+@pytest.mark.parametrize(("stage", "what"), crash_points("failed", "undo", "undone"), indirect=["stage"])
 @pytest.mark.parametrize(("name", "step_name"), UNDOS)
-async def test_the_process_dies_while_unwinding(tmp_path: Path, name: str, step_name: str, what: str) -> None:
+async def test_the_process_dies_while_unwinding(stage: Stage, name: str, step_name: str, what: str) -> None:
+    """``failed``: right after it was written down that this step has failed, before any undo."""
     scene = SCENES[name]
-
-    async def fail(run: Run) -> Done | Wait:
-        raise Failed("ordered at the end")
-
-    last = scene.operation.steps[-1]
-    async with embedded(tmp_path / "state") as cloud:
-        replaced(cloud, name, changed(last, do=fail))
+    async with stage.cloud() as cloud:
+        uuid, before = await start_of(cloud, name)
+        if what == "failed":
+            failing(cloud, name, last := step_name, Failed("ordered"), after=True)
+        else:
+            last = last_fails(cloud, name)
         died = crash_at(cloud, name, step_name, what)
-        uuid = await scene.begin(cloud, await scene.before(cloud))
-        await asyncio.wait_for(died.wait(), 10)
+        uuid = await scene.begin(cloud, uuid)
+        await asyncio.wait_for(died.wait(), 60)
+        assert (await server(cloud, uuid)).vm_state == Vm.BUILDING
         await kill(cloud)
-    async with embedded(tmp_path / "state") as cloud:
-        await assert_failure(cloud, scene, uuid, None)
-
-
-@pytest.mark.parametrize("what", ["do", "done"])
-@pytest.mark.parametrize("step_name", [step for name, step in STEPS if name == "create"])
-async def test_a_delete_in_every_phase_of_a_boot(cloud: EmbeddedCloud, step_name: str, what: str) -> None:
-    from kilonova.operations import delete
-    from kilonova.testing.embedded import member
-    from tests.crash.scenes import boot
-
-    reached, goes_on = asyncio.Event(), asyncio.Event()
-    step = SCENES["create"].operation.step(step_name)
-
-    async def slow(run: Run) -> Done | Wait:
-        if what == "done":
-            done = await step.do(run)
-        reached.set()
-        await goes_on.wait()
-        return done if what == "done" else await step.do(run)
-
-    replaced(cloud, "create", changed(step, do=slow))
-    uuid = await boot(cloud)
-    await asyncio.wait_for(reached.wait(), 10)
-    await delete.submit(cloud.cloud, member(cloud), uuid)
-    goes_on.set()
-    await settled(cloud, uuid)
-    assert (await server(cloud, uuid)).deleted_at is not None
-    assert (await holdings(cloud, uuid)).nothing
-    assert await audits(cloud) == []
+    async with stage.cloud() as cloud:
+        await assert_undone(cloud, scene, uuid, before)
+        assert await log_of(cloud, uuid, name) == undone_log(scene.operation, last)
+        await assert_sound(cloud)

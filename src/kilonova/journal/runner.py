@@ -106,8 +106,6 @@ class Runner:
 
     def adopt(self, run: Run) -> None:
         """Run an operation that this process has just claimed."""
-        if self._stopping:
-            return  # the next start runs it
         former = self._running.get(run.action.id)
         if former is not None:  # it has lost its lease, to us
             former[1].cancel()

@@ -14,7 +14,7 @@ from kilonova.db.engine import Tx
 from kilonova.errors import HostFault
 from kilonova.journal.model import DONE, Done, Operation, Run, Step, StoredError, Wait
 from kilonova.model.port import RequestedNetwork
-from kilonova.model.states import Task, Vm
+from kilonova.model.states import Power, Task, Vm
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.steps import agent_of, apply, command, fault_of, guest_of, host_of, instance_of
 from kilonova.scheduler.request import Selection, ServerRequest
@@ -150,7 +150,7 @@ async def _destroy(run: Run) -> Done:
     instance = await instance_of(run)
     if instance.host is not None:
         await agent_of(run, instance.host).destroy(command(run, "destroy"), instance.uuid)
-    return Done(host=instance.host)
+    return Done(host=instance.host, changes={"power_state": Power.NOSTATE})
 
 
 async def _wired(run: Run) -> Done | Wait:

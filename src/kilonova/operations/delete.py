@@ -67,7 +67,7 @@ async def _discard(run: Run) -> Done:
 
 async def _free_ports(run: Run) -> Done:
     await run.cloud.network.deallocate(run.instance_uuid)
-    return DONE
+    return Done(changes={"vifs": ()})
 
 
 async def _finish(run: Run) -> Done:

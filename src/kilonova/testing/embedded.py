@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from kilonova.app import EmbeddedCloud
 from kilonova.clock import Clock
 from kilonova.db import instances, quotas
 from kilonova.db import placement as placement_db
+from kilonova.db.engine import Database
 from kilonova.journal import attention
 from kilonova.model.context import RequestContext
 from kilonova.model.instance import Instance
 from kilonova.settings import Settings, read_options
+from kilonova.testing import audit
 from kilonova.virt.fake.driver import FakeDriver
 
 
@@ -32,10 +34,13 @@ def settings_for(state_dir: Path, **options: dict[str, object]) -> Settings:
 
 @contextlib.asynccontextmanager
 async def embedded(
-    state_dir: Path, clock: Clock | None = None, **options: dict[str, object]
+    state_dir: Path,
+    clock: Clock | None = None,
+    database: Callable[[], Database] | None = None,
+    **options: dict[str, object],
 ) -> AsyncIterator[EmbeddedCloud]:
     """A started cloud; stopped in an orderly way at the end, unless it was killed."""
-    cloud = await EmbeddedCloud.assemble(settings_for(state_dir, **options), clock)
+    cloud = await EmbeddedCloud.assemble(settings_for(state_dir, **options), clock, database)
     await cloud.start()
     try:
         yield cloud
@@ -109,6 +114,12 @@ async def audits(cloud: EmbeddedCloud) -> list[Any]:
         *await cloud.db.read(quotas.audit),
         *await cloud.db.read(placement_db.audit),
     ]
+
+
+async def leaks(cloud: EmbeddedCloud) -> list[str]:
+    """Everything in an idle cloud that belongs to nobody, or is not as its server says."""
+    guests = fake_driver(cloud).guest_file.everything()
+    return await cloud.db.read(lambda tx: audit.leaks(tx, guests))
 
 
 async def server(cloud: EmbeddedCloud, uuid: str) -> Instance:

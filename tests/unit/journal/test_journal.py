@@ -410,6 +410,29 @@ async def test_what_is_submitted_while_it_stops_is_for_the_next_start(
         assert (await it.ended(action))["state"] == "done"
 
 
+@pytest.mark.parametrize("held", ["b", "-b"])
+async def test_a_stop_lets_the_step_under_way_end_and_begins_no_other(
+    db: Database, clock: VirtualClock, held: str
+) -> None:
+    world = World(faults={"c": [Failed("no")] if held == "-b" else []}, gates={held: asyncio.Event()})
+    operation = toy(world)
+    async with lab(db, clock, operation) as it:
+        action = await it.submit()
+        await it.until(lambda: held in world.entered)
+        before, began = len(world.done), clock.now()
+        stop = asyncio.create_task(it.runner.stop())
+        await it.db.quiet()
+        world.gates.pop(held).set()
+        await stop
+        assert len(world.done) == before and clock.now() == began
+        row = await it.row(action)
+        assert (row["cursor"], row["owner"]) == (2 if held == "b" else 0, None)
+        it.killed = True  # it has been stopped
+    async with lab(db, clock, operation, owner="two") as it:
+        await it.ended(action)
+        assert world.done == (["a", "b", "c"] if held == "b" else ["a", "b", "c", "-c", "-b", "-a"])
+
+
 async def test_an_orderly_stop_gives_the_work_back(db: Database, clock: VirtualClock) -> None:
     world = World(gates={"b": asyncio.Event()})
     operation = toy(world)

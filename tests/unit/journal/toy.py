@@ -118,6 +118,7 @@ class Lab:
     runner: Runner
     journal: Journal
     operation: Operation
+    killed: bool = False
 
     async def submit(self, instance: str = "i", params: Params | None = None) -> int:
         return await self.db.write(
@@ -172,7 +173,7 @@ class Lab:
     async def kill(self) -> None:
         """End the runner as SIGKILL would: nothing is given back, no lease released."""
         tasks = [*self.runner._loops, *(task for _, task in self.runner._running.values())]
-        self.runner._stopping = True
+        self.killed = self.runner._stopping = True
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -221,6 +222,7 @@ async def lab(
         watched.gone, watched.fail = False, lambda name: False
         if own_clock is not None:
             made.clock = own_clock
-        stop = asyncio.create_task(runner.stop())
-        await made.until(stop.done)
-        await stop
+        if not made.killed:
+            stop = asyncio.create_task(runner.stop())
+            await made.until(stop.done)
+            await stop
