@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from kilonova.app import EmbeddedCloud
 from kilonova.db.engine import Database
 from kilonova.db.postgresql import PostgresqlDatabase
 from kilonova.testing.embedded import embedded
+from tests.conftest import _emptied
 
 
 @dataclass
@@ -37,14 +37,8 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     if request.param == "sqlite":
         yield Stage(tmp_path / "state")
         return
-    import psycopg
-
-    server = request.getfixturevalue("postgresql_server")
-    name = "c" + uuid.uuid4().hex
-    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield Stage(tmp_path / "state", lambda: PostgresqlDatabase(f"{server} dbname={name}"))
-        connection.execute(f"DROP DATABASE {name}")
+    conninfo = _emptied(request.getfixturevalue("postgresql_server"), "crash")
+    yield Stage(tmp_path / "state", lambda: PostgresqlDatabase(conninfo))
 
 
 @pytest.fixture

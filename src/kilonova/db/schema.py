@@ -16,7 +16,9 @@ schema_version = Table("schema_version", metadata, text_column("revision", prima
 
 _FOUND = {
     "sqlite": text("SELECT count(*) FROM sqlite_master WHERE name = 'schema_version'"),
-    "postgresql": text("SELECT count(*) FROM pg_tables WHERE tablename = 'schema_version'"),
+    "postgresql": text(
+        "SELECT count(*) FROM pg_tables WHERE tablename = 'schema_version' AND schemaname = current_schema()"
+    ),
 }
 
 # Leases are compared with the database's clock; kilonova.skew is how tests move it.
