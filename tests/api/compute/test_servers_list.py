@@ -46,6 +46,7 @@ FILTERS: list[tuple[str, list[str]]] = [
     ("name=Mixed%20Case", ["Mixed Case"]),
     ("name=(web%7Cdb)-2", ["db-2", "web-2"]),
     ("name=nothing", []),
+    ("name=web&name=db-1", ["db-1"]),  # of a key that is repeated the last value counts
     ("display_name=web", ["web-1", "web-2"]),
     ("status=ACTIVE", ["broken", "moving", "web-1", "web-2"]),  # as in Nova, also those that do something
     ("status=active", ["broken", "moving", "web-1", "web-2"]),
