@@ -36,13 +36,13 @@ class GuestFile:
         return dict(self._states)
 
     def put(self, uuid: str, state: int, *, started_at: int | None = None) -> None:
-        self._states[uuid] = state
         self._connection.execute(
             "INSERT INTO guests (uuid, state, starts, started_at) VALUES (:u, :s, :n, coalesce(:t, 0)) "
             "ON CONFLICT (uuid) DO UPDATE SET state = :s, starts = starts + :n, "
             "started_at = coalesce(:t, started_at)",
             {"u": uuid, "s": state, "n": 0 if started_at is None else 1, "t": started_at},
         )
+        self._states[uuid] = state
 
     def starts(self, uuid: str) -> tuple[int, int]:
         """How often it has been started, and when last."""
@@ -52,8 +52,9 @@ class GuestFile:
         return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
     def drop(self, uuid: str) -> None:
-        if self._states.pop(uuid, None) is not None:
+        if uuid in self._states:
             self._connection.execute("DELETE FROM guests WHERE uuid = ?", (uuid,))
+            del self._states[uuid]
 
     def close(self) -> None:
         self._connection.close()
