@@ -14,7 +14,7 @@ from kilonova.model.wiring import DhcpHost, DhcpSubnet
 from tests.real.dhcp_client import ask_dhcp
 from tests.real.frames import ALL_NODES, BROADCAST, icmp6_frame, udp_frame
 from tests.real.guests import eventually
-from tests.real.l2lab import Lab
+from tests.real.l2lab import Lab, settle
 from tests.real.memory_cloud import rule_in
 
 pytestmark = pytest.mark.real
@@ -41,6 +41,7 @@ async def test_a_guest_gets_its_address_and_every_option(lab: Lab) -> None:
     later = lab.cloud.port(network, "10.0.0.12")  # a lease that is added while it runs
     second = await lab.plug(later)
     await lab.cloud.up(later)
+    settle()
     lease = await ask_dhcp(second, every=60)  # asked once
     assert lease is not None and lease.address == "10.0.0.12"
     assert len(lab.dnsmasqs()) == 1

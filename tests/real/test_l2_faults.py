@@ -37,7 +37,7 @@ from tests.real.l2lab import (
     start_database,
     start_vswitchd,
 )
-from tests.real.memory_cloud import MemoryCloud, rule_in, tcp_in
+from tests.real.memory_cloud import PING_IN, MemoryCloud, rule_in, tcp_in
 from tests.real.udp import answers, udp_echo
 
 pytestmark = pytest.mark.real
@@ -293,6 +293,8 @@ async def test_the_database_may_restart_and_what_was_missed_is_caught_up(lab: La
     lab.cloud.news.clear()
     await lab.restart_agent(clock=VirtualClock())  # for which no time passes: nothing is done by waiting
     await eventually(lambda: len(lab.cloud.news) == 2)
+    lab.cloud.rules(first, PING_IN, tcp_in(99))
+    await eventually(lambda: any("tp_dst=99" in line for line in lab.flows_of(first)))  # it is idle again
     await kill_daemon("ovsdb-server")
     lab.cloud.change(gone, admin_state_up=False)
     with pytest.raises(HostFault, match="Is Open vSwitch running on this host"):

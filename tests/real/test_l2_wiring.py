@@ -155,6 +155,7 @@ async def test_nothing_wrong_passes_at_any_moment_of_wiring(lab: Lab) -> None:
         flows_in = lab.flows_of(guest)
         details = lab.cloud.ports[port_id]
         assert len(flows_in) == len(flows.port_flows(details, lab.port(guest).ofport or 0, 1))
+        settle()
         lease = await ask_dhcp(guest, every=60)  # asked once: the lease is there
         leases.append(lease.address if lease else "none")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,30 @@ def means(rule: FilterRule, packet: Packet) -> bool:
 def test_a_packet_matches_a_rule_exactly_if_the_rule_means_it(rule: FilterRule, packet: Packet) -> None:
     flows = [parse(f"cookie=0x1,table=0,priority=1,{match},actions=drop") for match in rule_matches(rule)]
     assert any(_matches(flow, packet, _State()) for flow in flows) == means(rule, packet)
+
+
+@pytest.mark.parametrize(
+    ("family", "protocol", "low", "proto"),
+    [("IPv4", "udp", 53, 17), ("IPv4", "tcp", 80, 6), ("IPv4", "icmp", 8, 1), ("IPv6", "udp", 53, 44),
+     ("IPv6", "icmpv6", 128, 44), ("IPv6", "esp", None, 44), ("IPv4", "esp", None, 50)],
+)  # fmt: skip
+def test_later_fragments_follow_the_first(family: str, protocol: str, low: int | None, proto: int) -> None:
+    """They tell no ports, and in IPv6 no protocol; those of other protocols and senders are not meant."""
+    remote = ("10.0.0.1/32", "fd00::1/128")
+    rule = FilterRule(direction="ingress", ethertype=family, protocol=protocol, port_min=low, remote=remote)
+    flows = [parse(f"cookie=0x1,table=0,priority=1,{match},actions=drop") for match in rule_matches(rule)]
+    mine, other = ADDRESSES[family][:2]
+    later = Packet(in_port=1, dl_src="", dl_dst="", kind=IPV4 if family == "IPv4" else IPV6, fragment="later")
+    later = msgspec.structs.replace(later, src=mine, dst=other, proto=proto)
+
+    def passes(**more: object) -> bool:
+        packet = msgspec.structs.replace(later, **more)
+        return any(_matches(flow, packet, _State()) for flow in flows)
+
+    assert passes()
+    assert not passes(src=other)
+    assert not passes(proto=99) or family == "IPv6"
+    assert not passes(fragment="", proto=99)
 
 
 @pytest.mark.parametrize(
