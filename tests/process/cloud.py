@@ -204,6 +204,7 @@ class Load:
         self.cloud = cloud
         self.asked: list[str] = []  # names
         self.accepted: dict[str, str] = {}  # id -> name
+        self.unwanted: set[str] = set()  # ids whose deletion was asked for: one unheard may have been done
         self.deleted: set[str] = set()  # ids whose deletion was accepted
         self.refused: list[tuple[int, bytes]] = []
 
@@ -235,6 +236,7 @@ class Load:
             client = self.cloud.connection()
             with gone(), contextlib.closing(client):
                 for uuid in rest:
+                    self.unwanted.add(uuid)
                     status, answer, _ = await client.request("DELETE", f"/v2.1/servers/{uuid}")
                     if status == 204:
                         self.deleted.add(uuid)

@@ -43,7 +43,7 @@ def mid_way(cloud: Cloud) -> int:
 async def assert_answers_kept(cloud: Cloud, load: Load) -> dict[str, dict[str, Any]]:
     """What the API says, once nothing is going on any more."""
     servers = await cloud.settled()
-    assert set(load.accepted) - load.deleted <= set(servers)
+    assert set(load.accepted) - load.unwanted <= set(servers)
     assert not load.deleted & set(servers)
     names = [each["name"] for each in servers.values()]
     assert len(names) == len(set(names)), "an unanswered request was carried out twice"

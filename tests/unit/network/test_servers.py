@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import uuid
 from typing import Any
 
@@ -189,9 +190,11 @@ async def test_both_ip_versions_are_given_and_slaac_addresses_follow_the_mac(clo
     other = await cloud.network(cidr=None)
     await cloud.subnet(other, "fd00:2::/64", ip_version=6, ipv6_address_mode="slaac", enable_dhcp=False)
     (vif,) = await cloud.boot("i2", other)
-    tail = vif.mac.split(":")[3:]
-    assert vif.fixed_ips[0].address.replace(":", "").endswith((tail[0] + tail[1] + tail[2]).lstrip("0"))
-    assert "f8" in vif.fixed_ips[0].address  # fa with its second lowest bit turned
+    octets = vif.mac.split(":")
+    octets[0] = f"{int(octets[0], 16) ^ 2:02x}"  # the second lowest bit is turned (RFC 4291, appendix A)
+    identifier = "".join([*octets[:3], "ff", "fe", *octets[3:]])
+    address = ipaddress.IPv6Address(vif.fixed_ips[0].address)
+    assert address == ipaddress.IPv6Address(int(ipaddress.IPv6Address("fd00:2::")) + int(identifier, 16))
 
 
 async def test_no_network_several_networks_and_auto(cloud: Cloud) -> None:
