@@ -53,7 +53,7 @@ def gone(sdk: Any, server: Any) -> None:
 # ---- openstacksdk ----
 
 
-def test_sdk_from_create_to_delete(sdk: Any) -> None:
+def test_sdk_creates_shows_and_changes(sdk: Any) -> None:
     user_data = "#!/bin/sh\necho hello\n"
     server = boot(
         sdk,
@@ -90,7 +90,11 @@ def test_sdk_from_create_to_delete(sdk: Any) -> None:
     compute.add_tag_to_server(server.id, "green")
     compute.remove_tag_from_server(server.id, "blue")
     assert compute.get_server(server.id).tags == ["green"]
+    gone(sdk, server)
 
+
+def test_sdk_acts(sdk: Any) -> None:
+    server, compute = boot(sdk, "actor"), sdk.compute
     compute.stop_server(server.id)
     compute.wait_for_server(compute.get_server(server.id), "SHUTOFF", **SOON)
     with pytest.raises(exceptions.ConflictException, match="Cannot 'stop' instance"):
