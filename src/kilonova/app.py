@@ -109,14 +109,7 @@ class EmbeddedCloud:
             service_down_time=settings.number("service_down_time"),
             default_zone=settings.text("default_availability_zone"),
         )
-        runner = Runner(
-            db,
-            clock,
-            f"embedded-{new_uuid()}",
-            OPERATIONS,
-            lease=settings.real("lease", "journal"),
-            concurrency=settings.number("concurrency", "journal"),
-        )
+        runner = _runner(settings, db, clock)
         journal = Journal(clock, runner)
         cloud = Cloud(
             settings=settings,
@@ -292,6 +285,17 @@ def _identity(settings: Settings, db: Database, clock: Clock, state: StateDir) -
         lifetime=settings.number("expiration", "token"),
         expired_window=settings.number("allow_expired_window", "token"),
         passwords=Passwords(clock, cost),
+    )
+
+
+def _runner(settings: Settings, db: Database, clock: Clock) -> Runner:
+    return Runner(
+        db,
+        clock,
+        f"embedded-{new_uuid()}",
+        OPERATIONS,
+        lease=settings.real("lease", "journal"),
+        concurrency=settings.number("concurrency", "journal"),
     )
 
 
