@@ -114,7 +114,7 @@ class SqliteDatabase:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA temp_store=MEMORY")
-            connection.execute("PRAGMA cache_size=-16000")
+            connection.execute("PRAGMA cache_size=-6000")
         except sqlite3.Error as error:
             raise DatabaseUnavailable(f"Cannot open the database {self.path}: {error}.") from error
         connection.create_function("kilonova_now", 0, self._clock.now)

@@ -12,15 +12,15 @@ class NullPlugger:
 
     def __init__(self, on_plugged: Callable[[Vif], Awaitable[None]]) -> None:
         self._on_plugged = on_plugged
-        self._plugged: dict[str, Vif] = {}
+        self._plugged: dict[str, str] = {}
 
     async def plug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
-        self._plugged[vif.port_id] = vif
+        self._plugged[vif.port_id] = instance_uuid
         await self._on_plugged(vif)
 
     async def unplug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
         self._plugged.pop(vif.port_id, None)
 
-    def plugged(self) -> dict[str, Vif]:
-        """The ports that are plugged now, by their ids."""
+    def plugged(self) -> dict[str, str]:
+        """The ports that are plugged now, each with its server's uuid."""
         return dict(self._plugged)

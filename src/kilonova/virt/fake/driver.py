@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from pathlib import Path
+from typing import NamedTuple
 
 from kilonova.clock import SECOND, Clock, iso_z
 from kilonova.errors import HostFault, NotFound
@@ -58,6 +59,18 @@ class Faults:
             raise self._queues[verb].popleft()
 
 
+class _Shape(NamedTuple):
+    """What diagnostics say of a guest; no more is kept, as there may be ten thousand."""
+
+    vcpus: int
+    memory_mb: int | None
+    config_drive: bool
+    macs: tuple[str, ...]
+
+
+_UNKNOWN = _Shape(0, None, False, ())
+
+
 class FakeDriver:
     """Implements virt.driver.Driver."""
 
@@ -85,7 +98,7 @@ class FakeDriver:
         self._host_ip = host_ip
         self._path = state_dir / "fake-guests.db"
         self._guests: GuestFile | None = None
-        self._vifs: dict[str, GuestSpec] = {}
+        self._shapes: dict[str, _Shape] = {}  # of guests that this process has started
         self._event: PowerEvent | None = None
 
     @property
@@ -126,6 +139,7 @@ class FakeDriver:
     async def discard(self, uuid: str) -> None:
         await self._do("discard")
         self.guest_file.drop(uuid)
+        self._shapes.pop(uuid, None)
 
     async def start(self, guest: GuestSpec, *, paused: bool) -> None:
         await self._do("start")
@@ -136,7 +150,11 @@ class FakeDriver:
             self.guest_file.put(guest.uuid, Power.RUNNING)
         if state in (Power.RUNNING, Power.PAUSED):
             return
-        self._vifs[guest.uuid] = guest
+        macs = tuple(vif.mac for vif in guest.vifs)
+        flavor = guest.flavor
+        self._shapes[guest.uuid] = _Shape(
+            flavor.vcpus, flavor.memory_mb, guest.config_drive is not None, macs
+        )
         self.guest_file.put(
             guest.uuid, Power.PAUSED if paused else Power.RUNNING, started_at=self._clock.now()
         )
@@ -186,7 +204,7 @@ class FakeDriver:
     async def diagnostics(self, uuid: str) -> Diagnostics:
         await self._do("diagnostics")
         state = self._must_exist(uuid)
-        guest = self._vifs.get(uuid)
+        shape = self._shapes.get(uuid, _UNKNOWN)
         _, at = self.guest_file.starts(uuid)
         return Diagnostics(
             state=POWER_NAMES[state],
@@ -194,12 +212,12 @@ class FakeDriver:
             hypervisor="fake",
             hypervisor_os="linux",
             uptime=(self._clock.now() - at) // SECOND,
-            config_drive=bool(guest and guest.config_drive),
-            memory_maximum=guest.flavor.memory_mb if guest else None,
+            config_drive=shape.config_drive,
+            memory_maximum=shape.memory_mb,
             memory_used=None,
-            cpus=tuple(CpuDiagnostics(id=n) for n in range(guest.flavor.vcpus if guest else 0)),
+            cpus=tuple(CpuDiagnostics(id=n) for n in range(shape.vcpus)),
             disks=(DiskDiagnostics(),),
-            nics=tuple(NicDiagnostics(mac_address=vif.mac) for vif in (guest.vifs if guest else ())),
+            nics=tuple(NicDiagnostics(mac_address=mac) for mac in shape.macs),
         )
 
     def turn_off(self, uuid: str) -> None:
