@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import bindparam, case, or_, select
 from sqlalchemy import update as update_clause
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
@@ -39,15 +39,18 @@ SHOW = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid"), _livi
 SHOW_ANY = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid")))
 BY_HOST = Statement(select(*_t.columns).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
 UUIDS_BY_HOST = Statement(select(_t.c.uuid).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
+_differs = _t.c.power_state != bindparam("power_state")
 OBSERVE = Statement(
     update_clause(_t)
     .where(_t.c.uuid == bindparam("of"), _living, _t.c.power_generation < bindparam("generation"))
     .values(
         power_state=bindparam("power_state"),
         power_generation=bindparam("generation"),
-        version=_t.c.version + 1,
-        updated_at=db_now(),
+        # what is as it was is no change of the server: a restart of an agent touches none of its servers
+        version=case((_differs, _t.c.version + 1), else_=_t.c.version),
+        updated_at=case((_differs, db_now()), else_=_t.c.updated_at),
     )
+    .returning(_t.c.vm_state, _t.c.task_state)
 )
 MARK_DELETED = Statement(
     update_clause(_t)
@@ -173,9 +176,13 @@ def update(
     return tx.run(statement, of=uuid, **values) == 1
 
 
-def observe(tx: Tx, uuid: str, power_state: int, generation: int) -> bool:
-    """Take over what an agent reports of a guest; False for a report that is older than what is known."""
-    return tx.run(OBSERVE, of=uuid, power_state=power_state, generation=generation) == 1
+def observe(tx: Tx, uuid: str, power_state: int, generation: int) -> tuple[str, str | None] | None:
+    """Take over what an agent reports of a guest.
+
+    The server's vm_state and task_state; None for a report that is older than what is known.
+    """
+    row = tx.one(OBSERVE, of=uuid, power_state=power_state, generation=generation)
+    return None if row is None else (row[0], row[1])
 
 
 def mark_deleted(tx: Tx, uuid: str, now: int) -> bool:

@@ -36,7 +36,8 @@ async def observed(cloud: Cloud, report: Observed) -> None:
     """Take over a report; one that is older than what is known changes nothing."""
 
     def write(tx: Tx) -> None:
-        if not instances.observe(tx, report.uuid, report.power_state, report.generation):
+        state = instances.observe(tx, report.uuid, report.power_state, report.generation)
+        if state is None or state[1] is not None or not _differs(state[0], report.power_state):
             return
         instance = instances.show(tx, report.uuid)
         if instance is not None:
@@ -86,9 +87,9 @@ async def synchronise(cloud: Cloud, host: str) -> None:
         except KilonovaError as error:
             log.warning("guest cannot be looked at", instance=instance.uuid, host=host, error=str(error))
             continue
-        if seen.power_state != instance.power_state or _differs(instance):
+        if seen.power_state != instance.power_state or _differs(instance.vm_state, instance.power_state):
             await observed(cloud, seen)
 
 
-def _differs(instance: Instance) -> bool:
-    return any(instance.power_state in table.get(instance.vm_state, ()) for table in (STOPPED_FOR, WARNED_OF))
+def _differs(vm_state: str, power_state: int) -> bool:
+    return any(power_state in table.get(vm_state, ()) for table in (STOPPED_FOR, WARNED_OF))

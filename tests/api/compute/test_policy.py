@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,14 @@ def test_tokens_of_no_project() -> None:
     assert not policy.allows(context("reader", project=None), SHOW, own)
     assert not policy.allows(context("admin", project=None, system_scope=True), SHOW, own)
     assert not policy.allows(context("reader", project=None, domain_id="default"), SHOW)
+
+
+def test_an_operators_rule_may_ask_a_server_and_only_then_is_that_code_loaded(tmp_path: Path) -> None:
+    code = "import sys, kilonova.api.policy as p, pathlib; p.Policy({}); print('requests' in sys.modules)"
+    file = tmp_path / "policy.yaml"
+    file.write_text(f'"{SHOW}": "http://127.0.0.1:1/%(project_id)s"')
+    for path, loaded in (("None", "False"), (f"pathlib.Path({str(file)!r})", "True")):
+        ran = subprocess.run(
+            [sys.executable, "-c", code.format(path)], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.strip() == loaded

@@ -123,8 +123,22 @@ async def test_a_deleted_server_is_found_only_when_asked_for(db: Database) -> No
 
 async def test_an_old_report_of_the_power_state_is_dropped(db: Database) -> None:
     await db.write(lambda tx: instances.insert(tx, server("a")))
-    assert await db.write(lambda tx: instances.observe(tx, "a", 1, 5))
-    assert not await db.write(lambda tx: instances.observe(tx, "a", 4, 5))
-    assert not await db.write(lambda tx: instances.observe(tx, "a", 4, 4))
+    assert await db.write(lambda tx: instances.observe(tx, "a", 1, 5)) == ("building", "scheduling")
+    assert await db.write(lambda tx: instances.observe(tx, "a", 4, 5)) is None
+    assert await db.write(lambda tx: instances.observe(tx, "a", 4, 4)) is None
     found = await db.read(lambda tx: instances.show(tx, "a"))
     assert found is not None and (found.power_state, found.power_generation) == (1, 5)
+
+
+async def test_a_report_that_tells_nothing_new_is_no_change_of_the_server(db: Database) -> None:
+    await db.write(lambda tx: instances.insert(tx, server("a")))
+    await db.write(lambda tx: instances.observe(tx, "a", 1, 5))
+    before = await db.read(lambda tx: instances.show(tx, "a"))
+    assert await db.write(lambda tx: instances.observe(tx, "a", 1, 8))
+    after = await db.read(lambda tx: instances.show(tx, "a"))
+    assert before is not None and after is not None
+    assert (after.version, after.updated_at) == (before.version, before.updated_at)
+    assert after.power_generation == 8
+    assert await db.write(lambda tx: instances.observe(tx, "a", 4, 9))
+    changed = await db.read(lambda tx: instances.show(tx, "a"))
+    assert changed is not None and changed.version == before.version + 1
