@@ -26,6 +26,16 @@ class ProgramFailed(HostFault):
         self.stderr = stderr
 
 
+def _file_of(text: str) -> int:
+    """A file in memory with the text.  A pipe would have to be written to: a program that ends without
+    having read it all breaks that in ways that depend on the event loop."""
+    handle = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(handle), "wb") as file:
+        file.write(text.encode())
+    os.lseek(handle, 0, os.SEEK_SET)
+    return handle
+
+
 async def run(
     *command: str,
     stdin: str = "",
@@ -40,10 +50,11 @@ async def run(
     than ``timeout`` seconds, or when the caller is cancelled.
     """
     line = (*LIMITS, *command) if limited else command
+    told = _file_of(stdin)
     try:
         process = await asyncio.create_subprocess_exec(
             *line,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=told,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=cwd,
@@ -53,9 +64,11 @@ async def run(
         raise HostFault(f"The program '{line[0]}' is not installed on this host.") from None
     except OSError as error:
         raise HostFault(f"The program '{line[0]}' cannot be run: {error.strerror}.") from error
+    finally:
+        os.close(told)
     try:
         async with asyncio.timeout(timeout):
-            out, err = await process.communicate(stdin.encode())
+            out, err = await process.communicate()
     except TimeoutError:
         raise HostFault(f"'{' '.join(command)}' did not end within {timeout:g} seconds.") from None
     finally:

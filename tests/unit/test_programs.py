@@ -19,6 +19,11 @@ async def test_a_program_gives_what_it_wrote_and_gets_its_words_unchanged(tmp_pa
     assert await run("pwd", cwd=tmp_path) == f"{tmp_path}\n"
 
 
+async def test_a_program_need_not_read_what_it_is_told() -> None:
+    for _ in range(20):
+        assert await run("true", stdin="x" * 1_000_000) == ""
+
+
 async def test_programs_that_fail_say_what_was_run_and_why(tmp_path: Path) -> None:
     with pytest.raises(ProgramFailed, match=r"'sh -c .*' failed with code 3: no luck") as caught:
         await run("sh", "-c", "echo no luck >&2; exit 3")
