@@ -39,7 +39,13 @@ async def create(call: Call) -> Answer:
 
 def new_password() -> str:
     """Without letters that look like others."""
-    return "".join(secrets.choice(_PASSWORD_LETTERS) for _ in range(_PASSWORD_LENGTH))
+    count = len(_PASSWORD_LETTERS)
+    number = secrets.randbelow(count**_PASSWORD_LENGTH)  # one call of the system for all letters
+    letters = []
+    for _ in range(_PASSWORD_LENGTH):
+        number, index = divmod(number, count)
+        letters.append(_PASSWORD_LETTERS[index])
+    return "".join(letters)
 
 
 def request_of(call: Call, body: CreateBody) -> CreateServer:

@@ -11,7 +11,6 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +57,26 @@ class _Job:
         self.over: asyncio.Future[None] | None = None  # set when its caller has been cancelled
 
 
+class _Look:
+    """One read."""
+
+    __slots__ = ("error", "fn", "future", "result")
+
+    def __init__(self, fn: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
+        self.fn = fn
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        if self.future.cancelled():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
 class SqliteDatabase:
     """A Database on one file."""
 
@@ -71,13 +90,15 @@ class SqliteDatabase:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._local = threading.local()
-        self._readers = ThreadPoolExecutor(READERS, "sqlite-read")
-        self._connections: list[sqlite3.Connection] = []
-        self._writer = threading.Thread(target=self._write_loop, name="sqlite-write", daemon=True)
+        self._looks: queue.SimpleQueue[_Look | None] = queue.SimpleQueue()
         _make(path)
-        self._connect().close()  # a path that cannot be opened is reported here, not later
-        self._writer.start()
+        # A file that cannot be opened is reported here, not later.
+        self._threads = [
+            threading.Thread(target=work, args=(self._connect(),), name=f"sqlite-{name}", daemon=True)
+            for name, work in [("write", self._write_loop), *[("read", self._read_loop)] * READERS]
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
         if self._closing.is_set():
@@ -97,15 +118,17 @@ class SqliteDatabase:
     async def read(self, fn: Callable[[Tx], T]) -> T:
         if self._closing.is_set():
             raise DatabaseUnavailable(f"The database {self.path} is closed.")
-        return await self._loop.run_in_executor(self._readers, self._read, fn)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._looks.put(_Look(fn, future))
+        return await future
 
     async def close(self) -> None:
         self._closing.set()
         self._jobs.put(None)
-        await self._loop.run_in_executor(None, self._writer.join)
-        self._readers.shutdown(wait=True)
-        for connection in self._connections:
-            connection.close()
+        for _ in range(READERS):
+            self._looks.put(None)
+        for thread in self._threads:
+            await self._loop.run_in_executor(None, thread.join)
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -121,30 +144,32 @@ class SqliteDatabase:
         connection.create_function("regexp", 2, _regexp, deterministic=True)
         return connection
 
-    def _read(self, fn: Callable[[Tx], T]) -> T:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
-            connection.execute("PRAGMA query_only=ON")
-            self._connections.append(connection)
+    # ---- a reader's thread ----
+
+    def _read_loop(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA query_only=ON")
         try:
-            cursor = connection.cursor()
-            cursor.execute("BEGIN")
-            try:
-                return fn(Tx(cursor, self._dialect))
-            finally:
-                cursor.execute("COMMIT")
-                cursor.close()
-        except sqlite3.Error as error:
-            translated = _translated(error)
-            if translated is error:
-                raise
-            raise translated from error
+            while (look := self._looks.get()) is not None:
+                try:
+                    look.result = self._read(connection, look.fn)
+                except BaseException as error:  # noqa: BLE001 - it belongs to the caller, in another thread
+                    look.error = _translated(error)
+                self._loop.call_soon_threadsafe(look.settle)
+        finally:
+            connection.close()
+
+    def _read(self, connection: sqlite3.Connection, fn: Callable[[Tx], T]) -> T:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN")
+        try:
+            return fn(Tx(cursor, self._dialect))
+        finally:
+            cursor.execute("COMMIT")
+            cursor.close()
 
     # ---- the writer's thread ----
 
-    def _write_loop(self) -> None:
-        connection = self._connect()
+    def _write_loop(self, connection: sqlite3.Connection) -> None:
         # Waiting for a lock is our own, so that a stop need not wait for whoever holds it.
         connection.execute("PRAGMA busy_timeout=0")
         try:
