@@ -26,11 +26,13 @@ def count(cloud: Cloud, least: int, state: int) -> bool:
     return sum(each == state for each in cloud.guests().values()) >= least
 
 
-async def boots_until(cloud: Cloud, load: Load, condition: Callable[[], bool], prefix: str = "s") -> None:
-    """Ask for fifty servers, and kill the process as soon as the condition holds."""
+async def boots_until(
+    cloud: Cloud, load: Load, condition: Callable[[], bool], number: int = MANY, prefix: str = "s"
+) -> None:
+    """Ask for servers, and kill the process as soon as the condition holds."""
     image = await cloud.image()
     (await cloud.client()).close()
-    boots = asyncio.create_task(load.boots(MANY, image, prefix=prefix))
+    boots = asyncio.create_task(load.boots(number, image, prefix=prefix))
     await when(condition)
     await asyncio.to_thread(cloud.kill)
     await boots
@@ -67,18 +69,18 @@ def assert_sound(cloud: Cloud, load: Load) -> None:
 
 @pytest.mark.capability("MG-INIT-9", "MG-INIT-21", "MG-BLD-1")
 def test_killed_in_the_middle_of_fifty_boots(make: Make) -> None:
-    """Three times, at other points: while requests come in, when the first guests are defined, and when half
-    of them run.  What one kill left is there when the next comes."""
+    """Thrice, at other points: when half of the guests run, when the first are defined, and while requests
+    come in.  What one kill left is there when the next comes."""
     cloud = make(SLOW)
     cloud.start()
     load = Load(cloud)
-    for index, (least, state) in enumerate(((0, 0), (3, 3), (MANY // 2, 1))):
+    for index, (number, least, state) in enumerate(((MANY, MANY // 2, 1), (20, 3, 3), (20, 0, 0))):
         asked, there = len(load.accepted) + 7, sum(each == state for each in cloud.guests().values())
 
         def reached(asked: int = asked, least: int = there + least, state: int = state) -> bool:
             return len(load.accepted) >= asked and count(cloud, least, state)
 
-        asyncio.run(boots_until(cloud, load, reached, f"s{index}-"))
+        asyncio.run(boots_until(cloud, load, reached, number, f"s{index}-"))
         assert load.refused == []
         assert mid_way(cloud) >= 5
         cloud.start()
@@ -91,15 +93,15 @@ def test_killed_again_and_again_while_it_recovers(make: Make) -> None:
     cloud = make(SLOWER)
     cloud.start()
     load = Load(cloud)
-    asyncio.run(boots_until(cloud, load, lambda: len(load.accepted) >= 40))
+    asyncio.run(boots_until(cloud, load, lambda: len(load.accepted) >= 25, 30))
     left = mid_way(cloud)
-    assert left >= 20
+    assert left >= 15
     for _ in range(2):  # each time as soon as it has done something
         running = sum(state == 1 for state in cloud.guests().values())
         cloud.spawn()
         asyncio.run(when(lambda least=running + 2: count(cloud, least, 1)))  # type: ignore[misc]
         cloud.kill()
-    assert 0 < mid_way(cloud) < left
+    assert 0 < mid_way(cloud) <= left
     cloud.start()
     assert_sound(cloud, load)
 

@@ -107,6 +107,21 @@ async def test_it_is_tried_again_unasked_and_stays_listed_meanwhile(
         assert await details(it, action) == []
 
 
+async def test_it_needs_attention_no_more_as_soon_as_a_step_succeeds(
+    db: Database, clock: VirtualClock
+) -> None:
+    world = World(faults={"c": [Failed("no")], "-c": list(NEVER)}, gates={"-b": asyncio.Event()})
+    async with lab(db, clock, toy(world)) as it:
+        action = await it.submit()
+        await stopped(it, action)
+        await it.until(lambda: "-b" in world.entered)
+        row = await it.row(action)
+        assert (row["state"], row["why"], row["cursor"]) == ("unwinding", None, 1)
+        assert await db.read(attention.needing_attention) == []
+        world.gates.pop("-b").set()
+        await it.state(action, "failed")
+
+
 async def test_an_operator_may_decide_while_it_is_tried_again(db: Database, clock: VirtualClock) -> None:
     world = World(faults={"c": [Failed("no")], "-c": NEVER * 2})
     async with lab(db, clock, toy(world)) as it:

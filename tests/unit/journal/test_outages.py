@@ -99,9 +99,11 @@ async def test_what_one_failed_commit_interrupts_goes_on_though_others_keep_the_
         await it.until(lambda: world.done.count("a") == 2)
         failed: list[str] = []
         it.db.fail = lambda name: name == "commit" and not failed and not failed.append(name)
+        began = clock.now()
         world.gates.pop("a").set()
         row = await it.ended(action)
         assert (row["state"], row["epoch"]) == ("done", 2)
+        assert clock.now() - began < 3 * SECOND  # it is given back, and no lease has to end
         assert (await it.row(busy))["state"] == "running"
         gate.set()
         assert (await it.ended(busy))["epoch"] == 1
