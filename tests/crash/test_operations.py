@@ -72,7 +72,7 @@ async def start_of(cloud: EmbeddedCloud, name: str) -> tuple[str, World]:
     return uuid, await world(cloud, uuid)
 
 
-@pytest.mark.capability("MG-GEN-1", "MG-GEN-2", "MG-BLD-17")
+@pytest.mark.capability("MG-GEN-1")
 @pytest.mark.parametrize("after", [False, True], ids=["before it did anything", "when it had done all"])
 @pytest.mark.parametrize(("name", "step_name"), [pair for pair in STEPS if pair[0] not in FORWARD_ONLY])
 async def test_a_step_that_fails_is_undone_with_all_before_it(
@@ -158,7 +158,7 @@ async def test_an_undo_that_runs_twice_does_no_more_than_once(
     await assert_sound(cloud)
 
 
-@pytest.mark.capability("MG-INIT-12", "MG-INIT-13", "MG-INIT-16")
+@pytest.mark.capability("MG-INIT-12", "MG-INIT-16")
 @pytest.mark.parametrize(("stage", "what"), crash_points("do", "done"), indirect=["stage"])
 @pytest.mark.parametrize(("name", "step_name"), STEPS)
 async def test_the_process_dies_before_or_after_a_commit(

@@ -44,7 +44,7 @@ async def number_of(cloud: EmbeddedCloud, uuid: str, action: str) -> int:
 # ---- deletes ----
 
 
-@pytest.mark.capability("MG-DEL-1", "MG-BLD-19", "API-92")
+@pytest.mark.capability("MG-BLD-19")
 @pytest.mark.parametrize("after", [False, True], ids=["before its work", "after its work"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_delete_in_every_phase_of_a_boot(cloud: EmbeddedCloud, step: str, after: bool) -> None:
@@ -84,7 +84,6 @@ async def test_a_delete_while_a_boot_is_undone(cloud: EmbeddedCloud, step: str) 
     assert await number_of(cloud, uuid, "delete") == 1
 
 
-@pytest.mark.capability("MG-INIT-7")
 async def test_a_delete_of_a_server_in_error(cloud: EmbeddedCloud) -> None:
     failing(cloud, "create", "start", Failed("no"), after=True)
     uuid = await boot(cloud)
@@ -118,6 +117,7 @@ async def test_of_deletes_at_the_same_moment_one_is_made(staged: EmbeddedCloud) 
     assert await number_of(staged, uuid, "delete") == 1
 
 
+@pytest.mark.capability("MG-GEN-1")
 @pytest.mark.parametrize("name", ["stop", "start", "reboot"])
 async def test_a_delete_wins_over_what_is_under_way(cloud: EmbeddedCloud, name: str) -> None:
     scene = SCENES[name]
@@ -188,7 +188,7 @@ async def assert_refused(cloud: EmbeddedCloud, uuid: str, act: Act, said: str, *
     assert await world(cloud, uuid) == before
 
 
-@pytest.mark.capability("API-1", "API-8")
+@pytest.mark.capability("API-8")
 @pytest.mark.parametrize("step", STEPS)
 async def test_during_a_boot_nothing_but_a_delete_may_begin(cloud: EmbeddedCloud, step: str) -> None:
     gate = Gate(cloud, "create", step)

@@ -183,6 +183,14 @@ class Cloud:
     async def stopped(self) -> audit.State:
         return await audit.stopped(self.state_dir)
 
+    def starts(self, uuid: str) -> int:
+        """How often a guest has been started."""
+        file = GuestFile(self.state_dir / "agent" / "fake-guests.db")
+        try:
+            return file.starts(uuid)[0]
+        finally:
+            file.close()
+
     def guests(self) -> dict[str, int]:
         file = GuestFile(self.state_dir / "agent" / "fake-guests.db")
         try:

@@ -31,7 +31,6 @@ async def assert_all_there(cloud: Cloud, load: Load) -> None:
     assert {each["status"] for each in servers.values()} == {"ACTIVE"}
 
 
-@pytest.mark.capability("MG-INIT-22")
 @pytest.mark.parametrize(("number", "seed"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_a_signal_in_the_middle_of_boots(make: Make, number: int, seed: int) -> None:
     cloud = make(SLOW)
