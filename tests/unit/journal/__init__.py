@@ -2,8 +2,8 @@
 
 1. each step fails, is repeated, its undo is repeated, and which one it was: test_journal (``a_failing_step``,
    ``only_the_moment``, ``unwinding_goes_on``), and for the real operations tests/crash
-2. a kill after each commit, forwards and unwinding: test_journal (``a_dead_controller``, ``unwinding_goes_on``,
-   ``on_the_way_to_the_next_host``), tests/crash, and with SIGKILL tests/process
+2. a kill after each commit, forwards and unwinding: test_journal (``a_dead_controller``,
+   ``unwinding_goes_on``, ``on_the_way_to_the_next_host``), tests/crash, and with SIGKILL tests/process
 3. a takeover from an owner that is merely slow: test_journal (``a_slow_old_owner``), test_outages
    (``two_walks_of_one_process``)
 4. a signal during a step: test_journal (``a_signal_is_never_lost``), test_claims (``being_committed``)
