@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 from kilonova.clock import Clock, SystemClock
 from kilonova.l2agent import flows
 from kilonova.l2agent.agent import L2Agent
+from kilonova.l2agent.cleanup import clean_up
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.ovsdb import Ovsdb
 from kilonova.l2agent.source import WiringSource
@@ -68,16 +70,19 @@ class Lab:
         serve: object = serve_metadata,
         clock: Clock | None = None,
     ) -> L2Agent:
-        options = L2Options(
+        ovsdb = Ovsdb(DATABASE, SystemClock())
+        clock = clock or SystemClock()
+        source = source or self.cloud.source()
+        return L2Agent(source, ovsdb, clock, self.options(interval), serve)  # type: ignore[arg-type]
+
+    def options(self, interval: float = 60.0) -> L2Options:
+        return L2Options(
             host="here",
             directory=self.directory,
             bridge=BRIDGE,
             prefix=PREFIX,
             compare_interval=interval,
         )
-        ovsdb = Ovsdb(DATABASE, SystemClock())
-        clock = clock or SystemClock()
-        return L2Agent(source or self.cloud.source(), ovsdb, clock, options, serve)  # type: ignore[arg-type]
 
     async def open(self) -> None:
         await self.agent.start()
@@ -134,6 +139,10 @@ class Lab:
             await eventually(lambda: set(self.switch.ports()) == {BRIDGE})
             await eventually(lambda: len(dump()) == len(flows.base_flows()))
             assert self.dnsmasqs() == []
+        except BaseException:
+            await self.agent.stop()
+            await clean_up(DATABASE, self.options(), SystemClock())  # the next test is not to blame
+            raise
         finally:
             await self.agent.stop()
             await self.plugger.close()
@@ -182,10 +191,12 @@ def daemon_pid(name: str) -> int:
 
 async def kill_daemon(name: str) -> None:
     """End one of the switch's daemons without warning, and wait until it has."""
-    pid = daemon_pid(name)
-    os.kill(pid, signal.SIGKILL)
-    # a zombie has let go of its sockets; its memory and command line go earlier
-    await eventually(lambda: read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2][:1] in ("", "Z", "X"))
+    handle = os.pidfd_open(daemon_pid(name))
+    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    # Readable when the last of its threads has ended and let go of its sockets and its pid file.
+    ready, _, _ = await asyncio.to_thread(select.select, [handle], [], [], 60)
+    os.close(handle)
+    assert ready, f"{name} does not end"
 
 
 def start_vswitchd() -> None:

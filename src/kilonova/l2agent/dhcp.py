@@ -25,6 +25,7 @@ from kilonova.model.wiring import DhcpSubnet, NetworkDetails
 from kilonova.programs import SEARCHED, run
 
 _LEASE = 86400  # seconds
+_LOOK, _LOOKS = 0.002, 2500  # seconds between two looks at a new process, and how many; a busy one serves
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _ROUTER, _DNS, _DOMAIN, _MTU, _ROUTES = 3, 6, 15, 26, 121
@@ -231,6 +232,27 @@ class DhcpServer:
             f"--conf-file={self._directory / name}",
             f"--user={user}",
         )
+        await self._until_it_listens()
+
+    async def _until_it_listens(self) -> None:
+        """Until it sleeps: then it waits in its loop for packets and signals.
+
+        It lets go of us a moment earlier, and what is signalled in that moment it ignores.
+        """
+        for _ in range(_LOOKS):
+            pid = self.pid
+            if pid is None:
+                raise TryAgain(f"dnsmasq ended as soon as it was started in {self._namespace}.")
+            if _sleeps(pid):
+                return
+            await asyncio.sleep(_LOOK)
+
+
+def _sleeps(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("S")
+    except OSError:  # it has ended just now
+        return False
 
 
 async def _ended(handle: int, timeout: float = 2.0) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 import structlog
 
-from kilonova.errors import Invalid, KilonovaError, NotFound
+from kilonova.errors import Invalid, KilonovaError, NotFound, TryAgain
 from kilonova.l2agent import flows
 from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.networks import LocalNetworks
@@ -129,11 +129,11 @@ class LocalPorts:
         failed = {port_id: bad[new.network_id] for port_id, new in wanted.items() if new.network_id in bad}
         ready = {port_id: new for port_id, new in wanted.items() if port_id not in failed}
         try:
-            await self._let_in(ready)
+            failed |= await self._let_in(ready)
         except KilonovaError:
             for port_id, new in ready.items():  # one that cannot be wired must not keep out the others
                 try:
-                    await self._let_in({port_id: new})
+                    failed |= await self._let_in({port_id: new})
                 except KilonovaError as error:
                     failed[port_id] = error
             nonsense = [port_id for port_id in ready if isinstance(failed.get(port_id), Invalid)]
@@ -148,8 +148,8 @@ class LocalPorts:
         old = self._wired.get(port_id)
         return old is None or (old.details.mac, old.details.addresses) != (new.mac, new.addresses)
 
-    async def _let_in(self, wanted: dict[str, PortDetails]) -> None:
-        """Flows, then VLANs; returns when the switch has confirmed both."""
+    async def _let_in(self, wanted: dict[str, PortDetails]) -> dict[str, KilonovaError]:
+        """Flows, then VLANs; returns when the switch has confirmed both, with those that went meanwhile."""
         seen = self._switch.guest_ports()
         taken = {port.zone for port in self._switch.ports().values() if port.zone is not None}
         lines: list[str] = []
@@ -177,6 +177,9 @@ class LocalPorts:
             await self._switch.wire(access)
         if access or not fresh.keys() <= self._told:  # an earlier try may have been left unconfirmed
             await self._switch.applied()
+        now = self._switch.guest_ports()
+        changed = [port_id for port_id, wired in fresh.items() if not wired.is_right(now.get(port_id))]
+        return {port_id: TryAgain("It was changed while it was wired.") for port_id in changed}
 
     # ---- out ----
 
