@@ -93,8 +93,8 @@ def test_a_start_on_a_full_disk_is_refused_and_harms_nothing(small_disk: Path) -
     cloud = Cloud(small_disk / "state")
     try:
         filler = fill(small_disk)
-        cloud.config = Path(cloud.config.parent.parent) / "elsewhere.conf"
-        cloud.config.write_text("")
+        cloud.config = small_disk.with_suffix(".conf")  # on another disk
+        cloud.configure("")
         cloud.spawn()
         assert cloud.ended() == 1
         text = "\n".join(cloud.errors)

@@ -75,7 +75,7 @@ def test_what_does_not_end_is_left_and_repeated(make: Make) -> None:
         return load
 
     load = asyncio.run(boot())
-    cloud.config.write_text("")
+    cloud.configure("")
     cloud.start()
     asyncio.run(assert_all_there(cloud, load))
     cloud.stop()
