@@ -14,6 +14,7 @@ from kilonova.clock import SystemClock
 from kilonova.db import flavors, keypairs
 from kilonova.model.flavor import Flavor
 from kilonova.rpc.messages import GuestSpec
+from kilonova.virt.driver import ImageSource
 from tests.api.compute.conftest import Whole
 from tests.api.compute.whole_cloud import FLAVOR
 
@@ -98,7 +99,14 @@ async def test_the_least_that_can_be_asked_for(whole: Whole) -> None:
     assert shown["OS-EXT-SRV-ATTR:reservation_id"].startswith("r-")
 
 
-async def test_texts_that_are_only_kept(whole: Whole) -> None:
+async def test_texts_that_are_only_kept(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    guests, prepare = [], whole.driver.prepare
+
+    async def watched(guest: GuestSpec, images: ImageSource) -> None:
+        guests.append(guest)
+        await prepare(guest, images)
+
+    monkeypatch.setattr(whole.driver, "prepare", watched)
     await whole.cloud.db.write(
         lambda tx: keypairs.create(
             tx,
@@ -143,8 +151,8 @@ async def test_texts_that_are_only_kept(whole: Whole) -> None:
     }
     assert {key: shown[key] for key in expected} == expected
     assert instance.key_data == "ssh-ed25519 AAAA mine"
-    guest = whole.driver._vifs[instance.uuid]
-    assert guest.config_drive is not None
+    (guest,) = guests  # as the hypervisor is told of it
+    assert guest.uuid == instance.uuid and guest.config_drive is not None
     assert guest.config_drive["openstack/latest/user_data"] == b"#!/bin/sh\necho hello\n"
     assert b"ssh-ed25519 AAAA mine" in guest.config_drive["openstack/latest/meta_data.json"]
     ec2 = msgspec.json.decode(guest.config_drive["ec2/latest/meta-data.json"])
