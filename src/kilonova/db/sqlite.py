@@ -194,7 +194,7 @@ class SqliteDatabase:
             for job in jobs:
                 self._run(connection, cursor, job)
             cursor.execute("COMMIT")
-        except (sqlite3.Error, DatabaseUnavailable) as error:
+        except Exception as error:  # noqa: BLE001 - this thread must not die: all would wait for ever
             if connection.in_transaction:
                 connection.rollback()
             told = error if isinstance(error, DatabaseUnavailable) else _unavailable(error)
@@ -259,12 +259,12 @@ def _make(path: Path) -> None:
         raise DatabaseUnavailable(f"Cannot open the database {path}: {error.strerror}.") from error
 
 
-def _primary(error: sqlite3.Error) -> int:
+def _primary(error: BaseException) -> int:
     """SQLite's primary result code; 0 for an error of the Python module itself."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _unavailable(error: sqlite3.Error) -> DatabaseUnavailable:
+def _unavailable(error: BaseException) -> DatabaseUnavailable:
     hint = " Free some space on its disk." if _primary(error) == sqlite3.SQLITE_FULL else ""
     return DatabaseUnavailable(
         f"The database cannot be used at the moment: {error}. Nothing was changed.{hint}"
