@@ -94,7 +94,9 @@ async def test_a_new_agent_takes_over_without_a_flap(lab: Lab) -> None:
         await goes_on(rounds)
         assert await ask_dhcp(client) is not None  # DHCP needs no agent
         lab.cloud.answers = False
-        lab.agent = lab.new_agent()
+        ofctl = ["ovs-ofctl", "-O", "OpenFlow14", "add-flow", BRIDGE, "priority=7,actions=NORMAL"]
+        subprocess.run(ofctl, check=True)
+        lab.agent = lab.new_agent(interval=3600)
         await lab.agent.start()
         late = lab.cloud.port(network, "10.0.0.13")
         await lab.plugger.plug(late, INSTANCE, "i")
@@ -105,6 +107,7 @@ async def test_a_new_agent_takes_over_without_a_flap(lab: Lab) -> None:
         await lab.cloud.up(late)
         await eventually(lambda: len(lab.cloud.news) == 3)
         await goes_on(rounds)
+        await eventually(lambda: not any("priority=7" in line for line in dump()))  # as soon as all is known
     assert {kind for kind, _ in lab.cloud.news} == {"up"}
     assert lab.dnsmasqs() == servers
     assert [(lab.port(guest).zone, lab.port(guest).tag) for guest in (server, client)] == before
@@ -334,6 +337,17 @@ async def test_no_switch_at_all_is_said_clearly(tmp_path: Path) -> None:
     agent = L2Agent(MemoryCloud().source(), ovsdb, SystemClock(), options, serve_metadata)
     with pytest.raises(Unreachable, match="Is Open vSwitch running on this host"):
         await agent.start()
+
+
+async def test_a_switch_that_does_not_run_is_said_clearly(lab: Lab) -> None:
+    await lab.agent.stop()
+    await kill_daemon("ovs-vswitchd")
+    agent = lab.new_agent()
+    with pytest.raises(Unreachable, match="Is ovs-vswitchd running"):
+        await agent.start()
+    start_vswitchd()
+    await agent.start()
+    await agent.stop()
 
 
 async def test_a_namespace_that_was_made_by_half_is_made_anew(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from kilonova.l2agent import flows
 from kilonova.l2agent.datapath import choose_datapath
 from kilonova.l2agent.network import ServeMetadata, place_of
 from kilonova.l2agent.networks import LocalNetworks
-from kilonova.l2agent.openflow import FlowTable, FlowWatch
+from kilonova.l2agent.openflow import FlowTable, FlowWatch, answers
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.ovsdb import Ovsdb
 from kilonova.l2agent.ports import LocalPorts
@@ -35,6 +35,7 @@ log = structlog.get_logger("kilonova.l2agent")
 
 _FLOWS: Key = ("flows", "")
 _TRUNKS: Key = ("trunks", "")
+_HELLO = 10.0  # seconds that the switch has to answer at the start
 _BREATH = 1.0  # seconds before a server that has ended is started again, however often it ends
 
 
@@ -80,6 +81,7 @@ class L2Agent:
         await self._ovsdb.open(TABLES, self._switch)
         try:
             await self._ensure_bridge()
+            await answers(self._flows.socket, _HELLO)
             await self._flows.match_fragments()
             await self._flows.change(flows.adding(flows.base_flows()))
         except BaseException:
@@ -174,6 +176,8 @@ class L2Agent:
             await self._networks.keep_only({port.network_id for port in known})
         if everything and (self._adopted or clear):
             await self._tidy()
+        elif not self._adopted and not failed:
+            self._todo.everything()  # what kept us from it is over
         self._todo.done(keys - failed.keys())
         self._todo.again(set(failed))
 
