@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import uvloop
 from kilonova.db.engine import DatabaseUnavailable
 from kilonova.errors import KilonovaError
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 LAST_MOMENT = 4.5  # seconds after SIGTERM; whoever stops us may wait for five
 
 
@@ -54,6 +56,7 @@ def up(driver: str, state_dir: Path, port_offset: int, listen: str, config_file:
         log.configure(state_dir / "kilonova.log")
     except OSError as error:
         raise click.ClickException(f"Cannot write to {state_dir}: {error.strerror}.") from error
+    _give_memory_back()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_run(settings))
@@ -61,6 +64,17 @@ def up(driver: str, state_dir: Path, port_offset: int, listen: str, config_file:
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(f"{error.filename or state_dir}: {error.strerror}.") from error
+
+
+def _give_memory_back() -> None:
+    """Large blocks go back to the system when they are free.
+
+    The work of hashing a password and the answers of long lists are such; glibc, left alone, raises its
+    threshold at the first of them and keeps some thirty MiB from then on.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have none
+        mallopt(M_MMAP_THRESHOLD, 128 * 1024)
 
 
 async def _run(settings: object) -> None:
