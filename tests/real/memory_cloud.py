@@ -177,7 +177,8 @@ class Source:
         self._check()
         await self._cloud.on_news("down", port_id)
         self._cloud.news.append(("down", port_id))
-        self._cloud.is_up[port_id].clear()
+        if port_id in self._cloud.is_up:  # of a port that nobody knows there is nothing to note
+            self._cloud.is_up[port_id].clear()
 
     def subscribe(self, changed: Callable[[str, str], None]) -> Callable[[], None]:
         self._cloud.changed.append(changed)

@@ -112,6 +112,7 @@ async def test_a_trunk_that_goes_takes_its_flows_along(lab: Lab, far: dict[int, 
     assert dump(flows.trunk_cookie(number))
     vsctl("set", "interface", "to-far", "external_ids:iface-id=a-guest")  # it claims to be a guest
     await eventually(lambda: dump(flows.trunk_cookie(number)) == [])
+    await eventually(lambda: lab.switch.ports()["to-far"].is_dead)
     vsctl("remove", "interface", "to-far", "external_ids", "iface-id")
     await eventually(lambda: dump(flows.trunk_cookie(number)) != [])
     assert await here.pings("10.0.0.50")

@@ -205,6 +205,10 @@ class L2Agent:
         await self._switch.ensure(self._datapath)
 
     async def _converge_trunks(self) -> None:
+        """Trunks carry every VLAN, also one that we killed while it was taken for a guest's port."""
+        dead = [port for port in self._switch.ports().values() if port.is_trunk and port.is_dead]
+        if dead:
+            await self._switch.revive(dead)
         trunks = self._trunk_numbers()
         if trunks == self._trunks:
             return

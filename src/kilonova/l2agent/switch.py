@@ -205,6 +205,12 @@ class Switch:
         await self._transact(*(_update_port(port, row) for port in ports))
         await self.applied()
 
+    async def revive(self, ports: list[SwitchPort]) -> None:
+        """Take ports out of the dead VLAN again; they carry every VLAN then."""
+        row = {"tag": ["set", []], "vlan_mode": ["set", []], "trunks": ["set", []]}
+        await self._transact(*(_update_port(port, row) for port in ports))
+        await self.applied()
+
     async def add_internal_port(
         self, name: str, *, vlan: int, mac: str, mtu: int, external_ids: dict[str, str]
     ) -> None:
