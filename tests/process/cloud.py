@@ -23,7 +23,8 @@ from tests.api.served import free_offset
 PATIENCE = 120.0  # seconds for anything, on a busy machine
 KILONOVA = str(Path(sys.executable).with_name("kilonova"))
 CHEAP = "[quota]\ninstances = -1\ncores = -1\nram = -1\n[identity]\npassword_hash_rounds = 1\n"
-PROMISED = 5.0  # seconds from SIGTERM to the end
+PROMISED = 5.0  # seconds from SIGTERM to the end; status 0 says that it was in time by the cloud's own clock
+BUSY = 2  # times as long may it take on a busy machine
 CREATE = {"imageRef": "", "flavorRef": "42", "networks": "auto"}
 
 
@@ -119,7 +120,7 @@ class Cloud:
         """An orderly end, in time."""
         status, seconds = self.end()
         assert status == 0, self.errors
-        assert seconds < PROMISED
+        assert seconds < BUSY * PROMISED
 
     def clear(self) -> None:
         """Leave no process behind, whatever the test did."""
