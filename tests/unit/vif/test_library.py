@@ -74,6 +74,19 @@ def test_delegation_is_for_plain_ports_only(library: OsVif, delegate: bool, hybr
     assert makes_port(port) == (delegate or hybrid)
 
 
+@pytest.mark.capability("OVS-1", "OVS-25")
+def test_delegation_is_a_part_of_what_a_port_is() -> None:
+    """A port is built delegated; one that is not stays so through JSON and is another port.
+
+    (Nova reads old data without the flag as not delegated; there was never a port of ours without it.)
+    """
+    plain = vif()
+    assert plain.delegate_create is True
+    for port in (plain, vif(delegate_create=False)):
+        assert msgspec.json.decode(msgspec.json.encode(port), type=Vif) == port
+    assert plain != vif(delegate_create=False)
+
+
 @pytest.mark.capability("OVS-9")
 def test_os_vif_is_set_as_the_host_is(library: OsVif) -> None:
     from oslo_config import cfg
