@@ -10,7 +10,7 @@ import sqlite3
 
 import pytest
 
-from tests.process.cloud import BUSY, PROMISED, Cloud, Load, when
+from tests.process.cloud import BUSY, PROMISED, Cloud, Load, got, when
 from tests.process.conftest import Make
 
 SLOW = "[fake]\ndelay = 0.03\n"
@@ -84,23 +84,47 @@ def test_what_does_not_end_is_left_and_repeated(make: Make) -> None:
     assert asyncio.run(cloud.stopped()).leaks == []
 
 
+async def numbers(cloud: Cloud) -> dict[str, int]:
+    """How many there are of what a first start makes."""
+    result = {}
+    for service, path in (
+        ("image", "/v2/images"),
+        ("network", "/v2.0/networks"),
+        ("compute", "/v2.1/os-hypervisors"),
+    ):
+        client = await cloud.client("kilonova-admin", service)
+        name = path.rsplit("/", 1)[1].removeprefix("os-")
+        result[name] = len((await got(client, path))[name])
+        client.close()
+    return result
+
+
 def test_a_signal_while_it_starts(make: Make) -> None:
-    """At once, when the kernel ends the interpreter perhaps; and at each thing that it says it does."""
+    """At once, when the kernel ends the interpreter perhaps; and at each thing that it says it does.
+
+    What a first start makes is there once, however often it was begun.
+    """
     cloud = make()
     cloud.spawn()
     status, seconds = cloud.end()
     assert status in (0, -signal.SIGTERM)
     assert seconds < BUSY * PROMISED
     for moment, number in (
+        ("kilonova: accounts", signal.SIGKILL),
         ("kilonova: accounts", signal.SIGTERM),
+        ("kilonova: the fake", signal.SIGKILL),
         ("kilonova: the fake", signal.SIGINT),
-        ("kilonova: unfinished", signal.SIGTERM),
+        ("kilonova: unfinished", signal.SIGKILL),
     ):
         cloud.spawn()
         cloud.wait_for(moment, of="errors")
-        ended_well(cloud, number)
+        if number == signal.SIGKILL:
+            cloud.kill()
+        else:
+            ended_well(cloud, number)
     cloud.start()
     assert asyncio.run(cloud.servers()) == {}
+    assert asyncio.run(numbers(cloud)) == {"images": 1, "networks": 1, "hypervisors": 1}
     cloud.stop()
     assert asyncio.run(cloud.stopped()).leaks == []
 

@@ -115,6 +115,35 @@ async def test_what_is_claimed_is_what_is_ready(db: Database, clock: VirtualCloc
     assert adopted == more
 
 
+@pytest.mark.parametrize(("number", "room"), [(5, 2), (40, 3), (150, 64)])
+async def test_no_more_is_claimed_than_there_is_room_for(
+    db: Database, clock: VirtualClock, number: int, room: int
+) -> None:
+    """Whatever plan the database makes of the statement: it knows nothing of the table, and then all."""
+    now = clock.now()
+    ready_now = {"open": True, "owner": None, "wake_at": 0, "finish_time": None, "error": None}
+    rows = [
+        {
+            **stored(random.Random(0), now, index),
+            **ready_now,
+            "instance_uuid": f"i{index}",
+            "state": "running",
+        }
+        for index in range(1, number + 1)
+    ]
+    await db.write(lambda tx: [tx.run(insert(actions).values(**row)) for row in rows] and None)
+    taken: list[int] = []
+    for owner in ("one", "two"):
+        runner = Runner(db, clock, owner, {"toy": toy(World())}, concurrency=room)
+        adopted: list[Run] = []
+        runner.adopt = adopted.append  # type: ignore[method-assign, assignment]
+        assert await runner._claim() is (number - len(taken) >= room)
+        assert len(adopted) == min(room, number - len(taken))
+        taken += [run.action.id for run in adopted]
+        await db.write(lambda tx: tx.run(text("ANALYZE")))
+    assert taken == sorted(set(taken)), "the oldest first, and each once"
+
+
 async def test_a_full_house_takes_the_next_one_as_soon_as_one_ends(db: Database, clock: VirtualClock) -> None:
     world = World(gates={"b": asyncio.Event()})
     async with lab(db, clock, toy(world), concurrency=2) as it:
