@@ -19,6 +19,7 @@ from kilonova.errors import HostFault, TryAgain
 from kilonova.l2agent.ovsdb import Ovsdb
 from kilonova.l2agent.switch import TABLES, Switch, SwitchPort
 from kilonova.model.port import Vif
+from kilonova.vif.library import OsVif
 from kilonova.vif.ovs import OsVifPlugger
 from tests.real.guests import Guest, eventually
 from tests.real.l2lab import daemon_pid, kill_daemon, start_database, start_vswitchd
@@ -303,6 +304,39 @@ async def test_a_switch_that_died_takes_no_port(switch: Switch, plugger: OsVifPl
     await plugger.unplug(vif, INSTANCE, "i")
 
 
+@pytest.mark.capability("OVS-28")
+async def test_a_tap_that_the_switch_sets_down_is_up_in_the_end(switch: Switch) -> None:
+    """The switch reads a new tap's flags, adds one and writes them back, and os-vif sets it up meanwhile."""
+
+    class Unlucky(OsVif):
+        def plug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
+            super().plug(vif, instance_uuid, instance_name)
+            subprocess.run(["ip", "link", "set", "dev", vif.devname, "down"], check=True)
+
+    plugger, vif = OsVifPlugger(DATABASE, datapath_type="netdev", load=Unlucky), new_vif()
+    await plugger.plug(vif, INSTANCE, "i")
+    assert ",UP" in link(vif.devname)
+    assert seen(switch, vif).ofport
+    await plugger.unplug(vif, INSTANCE, "i")
+    await plugger.close()
+
+
+async def test_a_device_that_the_switch_cannot_open_is_a_fault_that_says_why(switch: Switch) -> None:
+    class Broken(OsVif):
+        def plug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
+            super().plug(vif, instance_uuid, instance_name)
+            command = ["ovs-vsctl", "--timeout=60", "set", "interface", vif.devname, "type=nonsense"]
+            subprocess.run(command, check=True)
+
+    plugger, vif = OsVifPlugger(DATABASE, datapath_type="netdev", timeout=2, load=Broken), new_vif()
+    with pytest.raises(
+        HostFault, match=f"did not take the device {vif.devname}: could not open network device"
+    ):
+        await plugger.plug(vif, INSTANCE, "i")
+    assert not has_port(vif)
+    await plugger.close()
+
+
 async def test_many_ports_at_once(switch: Switch, plugger: OsVifPlugger) -> None:
     vifs = [new_vif(number) for number in range(10)]
     begun = time.perf_counter()
@@ -311,6 +345,7 @@ async def test_many_ports_at_once(switch: Switch, plugger: OsVifPlugger) -> None
     for vif in vifs:
         await shows(switch, vif)
         assert seen(switch, vif).is_dead
+        assert ",UP" in link(vif.devname)
     begun = time.perf_counter()
     await asyncio.gather(*(plugger.unplug(vif, INSTANCE, "i") for vif in vifs))
     print(f"unplug of 10: {(time.perf_counter() - begun) * 100:.0f} ms each")

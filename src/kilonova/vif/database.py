@@ -5,9 +5,12 @@ os-vif ignores many failures: with the database gone, unplug returns as if all w
 
 from __future__ import annotations
 
+from typing import Any
+
 from kilonova.clock import SystemClock
+from kilonova.errors import HostFault, TryAgain, Unreachable
 from kilonova.l2agent.openflow import answers
-from kilonova.l2agent.ovsdb import Operation, Ovsdb
+from kilonova.l2agent.ovsdb import Operation, Ovsdb, as_optional
 from kilonova.model.port import Vif
 
 
@@ -23,24 +26,50 @@ class SwitchDatabase:
         """Raises Invalid for what is no connection."""
         self._connection = connection
         self._limit = limit
-        self._new()
+        self._new(limit)
 
     async def has_port(self, vif: Vif) -> bool:
         """Raises Unreachable if the database does not answer."""
-        async with self._new().briefly() as ovsdb:
-            results = await ovsdb.transact(*(_named("Port", name) for name in names_of(vif)))
+        async with self._new(self._limit).briefly() as ovsdb:
+            results = await ovsdb.transact(*(_named("Port", name, "name") for name in names_of(vif)))
         return any(result["rows"] for result in results)
 
     async def check_switch(self, bridge: str) -> None:
         """Raises Unreachable unless the database and, if it has the bridge, the switch itself answer."""
-        async with self._new().briefly() as ovsdb:
-            found = await ovsdb.transact(_named("Bridge", bridge))
+        async with self._new(self._limit).briefly() as ovsdb:
+            found = await ovsdb.transact(_named("Bridge", bridge, "name"))
         if found[0]["rows"]:
             await answers(ovsdb.directory / f"{bridge}.mgmt", self._limit)
 
-    def _new(self) -> Ovsdb:
-        return Ovsdb(self._connection, SystemClock(), timeout=self._limit)
+    async def device_is_taken(self, name: str) -> None:
+        """Return when the switch has opened the device of a port.
+
+        Raises HostFault with the switch's reason if it does not, Unreachable.
+        """
+        waits = [_until_not(name, nothing) for nothing in (["set", []], -1)]
+        async with self._new(2 * self._limit).briefly() as ovsdb:
+            try:
+                await ovsdb.transact(*({**wait, "timeout": int(self._limit * 1000)} for wait in waits))
+            except Unreachable:
+                raise
+            except TryAgain:
+                found = await ovsdb.transact(_named("Interface", name, "error"))
+                said = [as_optional(row["error"]) for row in found[0]["rows"]]
+                reason = (said and said[0]) or "it does not say why"
+                raise HostFault(f"Open vSwitch did not take the device {name}: {reason}.") from None
+
+    def _new(self, limit: float) -> Ovsdb:
+        return Ovsdb(self._connection, SystemClock(), timeout=limit)
 
 
-def _named(table: str, name: str) -> Operation:
-    return {"op": "select", "table": table, "where": [["name", "==", name]], "columns": ["name"]}
+def _named(table: str, name: str, column: str) -> Operation:
+    return {"op": "select", "table": table, "where": [["name", "==", name]], "columns": [column]}
+
+
+def _until_not(name: str, ofport: Any) -> Operation:
+    """Wait until an interface has another number than this."""
+    where = [["name", "==", name]]
+    return {
+        **{"op": "wait", "table": "Interface", "where": where},
+        **{"columns": ["ofport"], "until": "!=", "rows": [{"ofport": ofport}]},
+    }

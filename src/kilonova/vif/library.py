@@ -68,6 +68,8 @@ class OsVif:
             raise HostFault(
                 "This os-vif is older than 4.1 and cannot isolate unwired ports; install a newer one."
             )
+        if self._settings.create_tap and "create_tap" not in _profile_fields():
+            raise HostFault("This os-vif cannot make taps; install 5.3 or a newer one.")
 
     def plug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
         """Raises os_vif.exception.PlugException."""
@@ -94,7 +96,7 @@ class OsVif:
             datapath_type=str(vif.details.get("datapath_type") or self._settings.datapath_type),
             create_port=vif.delegate_create and not hybrid,
         )
-        if profile.create_port and self._settings.create_tap and "create_tap" in profile.fields:
+        if makes_tap(vif, self._settings):
             profile.create_tap = True
             profile.multiqueue = bool(vif.details.get("multiqueue", False))
         network = objects.network.Network(
@@ -128,6 +130,12 @@ def _arguments() -> tuple[str, ...]:
     return names
 
 
+def _profile_fields() -> frozenset[str]:
+    from os_vif.objects.vif import VIFPortProfileOpenVSwitch
+
+    return frozenset(VIFPortProfileOpenVSwitch.fields)
+
+
 def is_hybrid(vif: Vif) -> bool:
     """Whether a Linux bridge is between the guest and the switch, for filters in iptables."""
     return bool(vif.details.get("ovs_hybrid_plug", False))
@@ -136,6 +144,11 @@ def is_hybrid(vif: Vif) -> bool:
 def makes_port(vif: Vif) -> bool:
     """Whether plug creates the switch's port, and not the hypervisor later."""
     return vif.delegate_create or is_hybrid(vif)
+
+
+def makes_tap(vif: Vif, settings: OsVifSettings) -> bool:
+    """Whether plug creates the guest's tap as well."""
+    return settings.create_tap and vif.delegate_create and not is_hybrid(vif)
 
 
 def reason(error: BaseException) -> str:

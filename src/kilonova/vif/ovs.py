@@ -9,8 +9,9 @@ import structlog
 
 from kilonova.errors import HostFault, KilonovaError, TryAgain
 from kilonova.model.port import Vif
+from kilonova.vif import link
 from kilonova.vif.database import SwitchDatabase
-from kilonova.vif.library import OsVif, OsVifSettings, makes_port, reason
+from kilonova.vif.library import OsVif, OsVifSettings, makes_port, makes_tap, reason
 from kilonova.vif.worker import Worker
 
 log = structlog.get_logger("kilonova.vif")
@@ -86,8 +87,26 @@ class OsVifPlugger:
                 raise
 
         await self._call(plug, vif, instance_uuid)
+        try:
+            await self._confirm(vif)
+        except KilonovaError:
+            if is_new:
+                await self._call(lambda library: self._undo(library, vif, instance_uuid), vif, instance_uuid)
+            raise
+
+    async def _confirm(self, vif: Vif) -> None:
+        """Look for what os-vif says it has made.
+
+        A tap may be down although os-vif has set it up: the switch, which opens it at the same moment, reads
+        its flags, adds one and writes them back.
+        """
         if makes_port(vif) and not await self._database.has_port(vif):
             raise HostFault("os-vif found no fault, but Open vSwitch does not have the port.")
+        if makes_tap(vif, self._settings):
+            await self._database.device_is_taken(vif.devname)
+            if not link.is_up(vif.devname):
+                log.info("the tap was down", port=vif.port_id, device=vif.devname)
+                await link.set_up(vif.devname)
 
     async def unplug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
         """Remove the port with what plug made beside it.  Raises TryAgain."""

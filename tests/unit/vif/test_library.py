@@ -106,6 +106,16 @@ def test_an_os_vif_that_cannot_isolate_is_refused(library: OsVif, monkeypatch: p
         OsVif(OsVifSettings(ovsdb_connection="tcp:127.0.0.1:6640", datapath_type="netdev"))
 
 
+def test_an_os_vif_that_makes_no_taps_is_refused_if_it_is_to_make_them(
+    library: OsVif, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kilonova.vif.library._profile_fields", lambda: frozenset({"create_port"}))
+    settings = OsVifSettings(ovsdb_connection="tcp:127.0.0.1:6640", datapath_type="netdev")
+    with pytest.raises(HostFault, match="cannot make taps"):
+        OsVif(settings)
+    OsVif(msgspec.structs.replace(settings, create_tap=False))
+
+
 def test_the_reason_is_what_went_wrong_and_not_the_whole_port() -> None:
     class PlugException(Exception):
         def __init__(self, err: Exception) -> None:

@@ -37,6 +37,8 @@ class Host:
         self.gate.set()
         self.silent: Unreachable | None = None
         self.lookers = 0
+        self.down: set[str] = set()  # devices that are not up
+        self.refused = ""  # why the switch does not take devices
 
     # the library
 
@@ -75,10 +77,24 @@ class Host:
             raise self.silent
         return vif.port_id in self.rows
 
+    async def device_is_taken(self, name: str) -> None:
+        if self.refused:
+            raise HostFault(self.refused)
+
+    # devices
+
+    def is_up(self, name: str) -> bool:
+        return name not in self.down
+
+    async def set_up(self, name: str) -> None:
+        self.down.discard(name)
+
 
 @pytest.fixture
-def host() -> Host:
-    return Host()
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr("kilonova.vif.ovs.link", host)
+    return host
 
 
 @pytest.fixture
@@ -162,6 +178,27 @@ async def test_silence_of_the_library_is_not_taken_for_success(host: Host, plugg
     hybrid = new_vif(delegate_create=False, details={"ovs_hybrid_plug": True})
     with pytest.raises(HostFault, match="Open vSwitch does not have the port"):
         await plugger.plug(hybrid, "i", "i")
+
+
+async def test_a_tap_that_the_switch_has_set_down_is_set_up(host: Host, plugger: OsVifPlugger) -> None:
+    vif, hybrid = new_vif(), new_vif(details={"ovs_hybrid_plug": True})
+    host.down = {vif.devname, hybrid.devname}
+    await plugger.plug(vif, "i", "i")
+    await plugger.plug(hybrid, "i", "i")  # which has no tap of os-vif's
+    assert host.down == {hybrid.devname}
+
+
+async def test_a_device_that_the_switch_does_not_take_is_a_fault_and_taken_back(
+    host: Host, plugger: OsVifPlugger
+) -> None:
+    host.refused = "Open vSwitch did not take the device: no buffers."
+    with pytest.raises(HostFault, match=r"cannot be plugged into br-int: Open vSwitch .*no buffers"):
+        await plugger.plug(new_vif(), "i", "i")
+    assert host.rows == set()
+    libvirts = OsVifPlugger(DATABASE, create_tap=False, load=host.load)  # the hypervisor makes the tap later
+    libvirts._database = host  # type: ignore[assignment]
+    await libvirts.plug(new_vif(), "i", "i")
+    await libvirts.close()
 
 
 async def test_a_plug_that_comes_too_late_leaves_nothing(host: Host) -> None:
