@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from kilonova.db import placement as bookings
+from kilonova.db.engine import Tx
 from kilonova.errors import Conflict, NotFound
 from kilonova.model.host import Inventory
-from kilonova.services.placement.port import Placement, ProviderSummary
+from kilonova.services.placement.port import Also, Placement, ProviderSummary
 from tests.contract.rigs import Rig, new
 
 STOCK = {
@@ -64,7 +66,7 @@ async def test_reports_at_once_make_one_provider(placement: Placement) -> None:
 
 
 async def test_a_report_may_not_take_away_what_is_in_use(placement: Placement, host: str) -> None:
-    assert await placement.claim(new(), host, BOOT, "p", "u")
+    assert await placement.claim(new(), {host: BOOT}, "p", "u")
     before = await summary(placement, host)
     for less in (
         {**STOCK, "MEMORY_MB": Inventory(total=512)},
@@ -79,7 +81,7 @@ async def test_a_report_may_not_take_away_what_is_in_use(placement: Placement, h
 async def test_a_claim_is_held_until_its_release(placement: Placement, host: str) -> None:
     server = new()
     assert await placement.held(server) == {}
-    assert await placement.claim(server, host, BOOT, "p", "u")
+    assert await placement.claim(server, {host: BOOT}, "p", "u")
     assert await placement.held(server) == {host: BOOT}
     assert (await summary(placement, host)).used == {"VCPU": 2, "MEMORY_MB": 1024, "CUSTOM_FPGA": 0}
     await placement.release(server)
@@ -92,8 +94,8 @@ async def test_a_claim_is_held_until_its_release(placement: Placement, host: str
 async def test_a_claim_again_converges(placement: Placement, host: str) -> None:
     server = new()
     for _ in range(3):
-        assert await placement.claim(server, host, BOOT, "p", "u")
-    assert all(await asyncio.gather(*(placement.claim(server, host, BOOT, "p", "u") for _ in range(8))))
+        assert await placement.claim(server, {host: BOOT}, "p", "u")
+    assert all(await asyncio.gather(*(placement.claim(server, {host: BOOT}, "p", "u") for _ in range(8))))
     assert (await summary(placement, host)).used["VCPU"] == 2
 
 
@@ -112,28 +114,77 @@ async def test_what_does_not_fit_leaves_nothing(
     placement: Placement, host: str, resources: dict[str, int]
 ) -> None:
     server = new()
-    assert not await placement.claim(server, host, resources, "p", "u")
+    assert not await placement.claim(server, {host: resources}, "p", "u")
     assert await placement.held(server) == {}
     assert set((await summary(placement, host)).used.values()) == {0}
-    assert await placement.claim(server, host, BOOT, "p", "u"), "the same server may try what fits"
+    assert await placement.claim(server, {host: BOOT}, "p", "u"), "the same server may try what fits"
 
 
 async def test_a_claim_on_an_unknown_provider(placement: Placement) -> None:
     server = new()
     with pytest.raises(NotFound):
-        await placement.claim(server, new(), BOOT, "p", "u")
+        await placement.claim(server, {new(): BOOT}, "p", "u")
     assert await placement.held(server) == {}
 
 
 async def test_racing_claims_take_what_there_is_and_no_more(placement: Placement, host: str) -> None:
     servers = [new() for _ in range(24)]
-    fitted = await asyncio.gather(*(placement.claim(each, host, BOOT, "p", "u") for each in servers))
+    fitted = await asyncio.gather(*(placement.claim(each, {host: BOOT}, "p", "u") for each in servers))
     assert sum(fitted) == 3  # of memory 3584 / 1024
     assert (await summary(placement, host)).used == {"VCPU": 6, "MEMORY_MB": 3072, "CUSTOM_FPGA": 0}
     held = [bool(await placement.held(each)) for each in servers]
     assert held == list(fitted)
     await asyncio.gather(*(placement.release(each) for each in servers))
     assert set((await summary(placement, host)).used.values()) == {0}
+
+
+async def test_a_claim_on_several_providers_is_whole_or_not_at_all(placement: Placement, host: str) -> None:
+    other = new()
+    await placement.report(other, f"host-{other}", {"VGPU": Inventory(total=2)}, ())
+    first, second, third = new(), new(), new()
+    wanted = {host: BOOT, other: {"VGPU": 1}}
+    for _ in range(2):
+        assert await placement.claim(first, wanted, "p", "u")
+    assert await placement.held(first) == wanted
+    before = await placement.providers()
+    for too_much in ({host: BOOT, other: {"VGPU": 2}}, {other: {"VGPU": 1}, host: {"VCPU": 7}}):
+        assert not await placement.claim(second, too_much, "p", "u")
+        assert await placement.held(second) == {} and await placement.providers() == before
+    with pytest.raises(NotFound):
+        await placement.claim(second, {host: BOOT, new(): {"VGPU": 1}}, "p", "u")
+    assert await placement.providers() == before
+    assert sum(await asyncio.gather(*(placement.claim(each, wanted, "p", "u") for each in (second, third))))
+    assert (await summary(placement, other)).used == {"VGPU": 2}
+    assert (await summary(placement, host)).used["VCPU"] == 4
+
+
+async def test_what_is_done_with_a_booking_is_done_or_undone_with_it(placement: Placement, host: str) -> None:
+    one, two, before = new(), new(), await placement.providers()
+    calls: list[bool | None] = []
+
+    def says(answer: bool | None) -> Also:
+        def also(tx: Tx) -> bool | None:
+            calls.append(answer)
+            bookings.claim(tx, two, {host: {"VCPU": 1}}, "p", "u")
+            return answer
+
+        return also
+
+    def breaks(tx: Tx) -> bool:
+        bookings.claim(tx, two, {host: {"VCPU": 1}}, "p", "u")
+        raise Conflict("not now")
+
+    assert not await placement.claim(one, {host: BOOT}, "p", "u", also=says(False))
+    with pytest.raises(Conflict, match="not now"):
+        await placement.claim(one, {host: BOOT}, "p", "u", also=breaks)
+    assert not await placement.claim(one, {host: {"VCPU": 9}}, "p", "u", also=says(True))
+    assert calls == [False], "what does not fit needs no more"
+    assert await placement.providers() == before
+    assert await placement.held(one) == await placement.held(two) == {}
+    for answer in (None, True):  # a repeat repeats it as well
+        assert await placement.claim(one, {host: BOOT}, "p", "u", also=says(answer))
+        assert (await placement.held(one), await placement.held(two)) == ({host: BOOT}, {host: {"VCPU": 1}})
+    assert calls == [False, None, True]
 
 
 async def test_aggregates(placement: Placement, host: str) -> None:
@@ -163,7 +214,7 @@ async def test_one_trait_comes_and_goes(placement: Placement, host: str) -> None
 
 async def test_a_provider_is_removed_when_nothing_is_booked_on_it(placement: Placement, host: str) -> None:
     server = new()
-    assert await placement.claim(server, host, BOOT, "p", "u")
+    assert await placement.claim(server, {host: BOOT}, "p", "u")
     with pytest.raises(Conflict):
         await placement.remove(host)
     assert await placement.held(server) == {host: BOOT}

@@ -77,35 +77,67 @@ class DoesNotFit(Conflict):
 
 
 def claim(
-    tx: Tx, consumer: str, provider: str, resources: dict[str, int], project_id: str, user_id: str
+    tx: Tx,
+    consumer: str,
+    wanted: Held,
+    project_id: str,
+    user_id: str,
+    *,
+    consumer_type: str | None = None,
 ) -> bool:
-    """Book all of ``resources`` on ``provider`` for ``consumer``, or nothing; whether they fitted.
+    """Book all of ``wanted`` for ``consumer``, on one provider or on several, or nothing; whether it fitted.
 
     Made for being part of another transaction: False leaves nothing behind.  Converges: True for a consumer
     that holds exactly this already.  Raises NotFound (no such provider), Conflict (the consumer holds
     something else), Invalid (an amount below zero).
     """
-    wanted = {name: resources[name] for name in sorted(resources) if resources[name] != 0}
-    if any(amount < 0 for amount in wanted.values()):
-        raise Invalid(f"Consumer {consumer} cannot hold less than nothing: {resources}.")
-    owner = {"project_id": project_id, "user_id": user_id, "consumer_type": None}
+    wanted = _without_nothing(consumer, wanted)
+    owner = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
     while not tx.run(_ADD_CONSUMER, uuid=consumer, generation=1, **owner):
         if tx.one(_LOCK_CONSUMER, uuid=consumer) is not None:  # else it was just released: once more
-            return _holds(tx, consumer, {provider: wanted})
-    if not tx.run(_BUMP, of=provider, by=1):
-        raise NotFound(f"No resource provider with uuid {provider} found.")
-    taken: list[dict[str, Any]] = []
-    for name, amount in wanted.items():
-        place = {"of_provider": provider, "of_resource_class": name, "amount": amount}
-        if not tx.run(_TAKE, more=amount, **place):
-            tx.run_many(_GIVE, taken)
+            return _holds(tx, consumer, wanted)
+    for provider in sorted(wanted):
+        if not tx.run(_BUMP, of=provider, by=1):
+            raise NotFound(f"No resource provider with uuid {provider} found.")
+    rows = [
+        _row(consumer, provider, name, wanted[provider][name])
+        for provider in sorted(wanted)
+        for name in sorted(wanted[provider])
+    ]
+    if not _take(tx, rows):
+        for provider in wanted:
             tx.run(_BUMP, of=provider, by=-1)
-            tx.run(_DROP_CONSUMER, uuid=consumer)
+        tx.run(_DROP_CONSUMER, uuid=consumer)
+        return False
+    if not rows:
+        tx.run(_DROP_CONSUMER, uuid=consumer)
+    tx.run_many(_ADD, rows)
+    return True
+
+
+def _without_nothing(consumer: str, wanted: Held) -> Held:
+    """Without what is zero, but with every provider that is named.  Raises Invalid."""
+    if any(amount < 0 for resources in wanted.values() for amount in resources.values()):
+        raise Invalid(f"Consumer {consumer} cannot hold less than nothing: {wanted}.")
+    return {
+        provider: {name: amount for name, amount in resources.items() if amount}
+        for provider, resources in wanted.items()
+    }
+
+
+def _take(tx: Tx, rows: list[dict[str, Any]]) -> bool:
+    """Count up what is used, row by row; nothing if one of them does not fit."""
+    taken: list[dict[str, Any]] = []
+    for row in rows:
+        place = {
+            "of_provider": row["provider"],
+            "of_resource_class": row["resource_class"],
+            "amount": row["amount"],
+        }
+        if not tx.run(_TAKE, more=row["amount"], **place):
+            tx.run_many(_GIVE, taken)
             return False
         taken.append(place)
-    if not wanted:
-        tx.run(_DROP_CONSUMER, uuid=consumer)
-    tx.run_many(_ADD, [_row(consumer, provider, name, amount) for name, amount in wanted.items()])
     return True
 
 
@@ -115,7 +147,7 @@ def _row(consumer: str, provider: str, name: str, amount: int) -> dict[str, Any]
 
 def _holds(tx: Tx, consumer: str, wanted: Held) -> bool:
     found = held(tx, consumer)
-    if found != wanted:
+    if found != {provider: resources for provider, resources in wanted.items() if resources}:
         raise Conflict(
             f"Consumer {consumer} already holds allocations on {', '.join(sorted(found))}: "
             "release them first."

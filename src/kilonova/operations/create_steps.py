@@ -58,7 +58,7 @@ async def _place(run: Run) -> Done:
 
     async def claim(provider: str) -> bool:
         return await cloud.placement.claim(
-            instance.uuid, provider, request.resources, instance.project_id, instance.user_id
+            instance.uuid, {provider: request.resources}, instance.project_id, instance.user_id
         )
 
     selection: Selection = await cloud.scheduler.select(request, claim)

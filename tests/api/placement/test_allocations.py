@@ -284,10 +284,10 @@ async def test_usages_of_a_project(face: Face) -> None:
 async def test_what_the_house_claims_is_what_the_api_shows(face: Face) -> None:
     """The scheduler books by the Protocol; the operator looks with a client."""
     id, server = await face.provider(VCPU=4), new()
-    assert await face.placement.claim(server, id, {"VCPU": 3}, "p", "u")
+    assert await face.placement.claim(server, {id: {"VCPU": 3}}, "p", "u")
     found = await face.get(f"/allocations/{server}")
     assert (found["allocations"][id]["resources"], found["project_id"]) == ({"VCPU": 3}, "p")
-    assert (found["consumer_generation"], found["consumer_type"]) == (1, "unknown")
-    assert not await face.placement.claim(new(), id, {"VCPU": 2}, "p", "u")
+    assert (found["consumer_generation"], found["consumer_type"]) == (1, "INSTANCE")
+    assert not await face.placement.claim(new(), {id: {"VCPU": 2}}, "p", "u")
     (await face.call("DELETE", f"/allocations/{server}")).expect(204)
     assert await face.placement.held(server) == {}

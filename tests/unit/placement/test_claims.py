@@ -43,7 +43,7 @@ def consumer() -> str:
 
 async def test_a_claim_is_held_until_it_is_released(placement: BuiltinPlacement) -> None:
     server = consumer()
-    assert await placement.claim(server, HOST, BOOT, "p", "u")
+    assert await placement.claim(server, {HOST: BOOT}, "p", "u")
     assert await placement.held(server) == {HOST: BOOT}
     assert await used(placement) == BOOT
     await placement.release(server)
@@ -54,12 +54,12 @@ async def test_a_claim_is_held_until_it_is_released(placement: BuiltinPlacement)
 
 async def test_the_same_claim_again_converges_and_another_is_refused(placement: BuiltinPlacement) -> None:
     server = consumer()
-    assert await placement.claim(server, HOST, BOOT, "p", "u")
+    assert await placement.claim(server, {HOST: BOOT}, "p", "u")
     generation = (await placement.providers())[0].generation
-    assert await placement.claim(server, HOST, {**BOOT, "VGPU": 0}, "p", "u")
+    assert await placement.claim(server, {HOST: {**BOOT, "VGPU": 0}}, "p", "u")
     assert (await placement.providers())[0].generation == generation
     with pytest.raises(Conflict, match="release them first"):
-        await placement.claim(server, HOST, {"VCPU": 1}, "p", "u")
+        await placement.claim(server, {HOST: {"VCPU": 1}}, "p", "u")
     assert await used(placement) == BOOT
 
 
@@ -79,11 +79,11 @@ async def test_what_does_not_fit_leaves_nothing(
 ) -> None:
     before = (await placement.providers())[0]
     server = consumer()
-    assert not await placement.claim(server, HOST, resources, "p", "u")
+    assert not await placement.claim(server, {HOST: resources}, "p", "u")
     assert (await placement.providers())[0] == before
     assert await placement.held(server) == {}
     assert await used(placement) == {"VCPU": 0, "MEMORY_MB": 0, "DISK_GB": 0}
-    assert await placement.claim(server, HOST, BOOT, "p", "u"), "the consumer may try again"
+    assert await placement.claim(server, {HOST: BOOT}, "p", "u"), "the consumer may try again"
 
 
 async def test_a_failed_claim_within_another_transaction_spares_the_rest(placement: BuiltinPlacement) -> None:
@@ -91,8 +91,8 @@ async def test_a_failed_claim_within_another_transaction_spares_the_rest(placeme
 
     def both(tx: Tx) -> list[bool]:
         return [
-            bookings.claim(tx, first, HOST, {"DISK_GB": 60}, "p", "u"),
-            bookings.claim(tx, second, HOST, {"VCPU": 1, "DISK_GB": 60}, "p", "u"),
+            bookings.claim(tx, first, {HOST: {"DISK_GB": 60}}, "p", "u"),
+            bookings.claim(tx, second, {HOST: {"VCPU": 1, "DISK_GB": 60}}, "p", "u"),
         ]
 
     assert await placement.db.write(both) == [True, False]
@@ -102,18 +102,18 @@ async def test_a_failed_claim_within_another_transaction_spares_the_rest(placeme
 async def test_a_claim_moves_the_generation(placement: BuiltinPlacement) -> None:
     before = (await placement.providers())[0].generation
     server = consumer()
-    await placement.claim(server, HOST, BOOT, "p", "u")
+    await placement.claim(server, {HOST: BOOT}, "p", "u")
     await placement.release(server)
     assert (await placement.providers())[0].generation == before + 2
 
 
 async def test_bad_claims(placement: BuiltinPlacement) -> None:
     with pytest.raises(NotFound):
-        await placement.claim(consumer(), consumer(), BOOT, "p", "u")
+        await placement.claim(consumer(), {consumer(): BOOT}, "p", "u")
     with pytest.raises(Invalid):
-        await placement.claim(consumer(), HOST, {"VCPU": -1}, "p", "u")
+        await placement.claim(consumer(), {HOST: {"VCPU": -1}}, "p", "u")
     server = consumer()
-    assert await placement.claim(server, HOST, {"VCPU": 0}, "p", "u")
+    assert await placement.claim(server, {HOST: {"VCPU": 0}}, "p", "u")
     assert await placement.held(server) == {}
 
 
@@ -125,7 +125,7 @@ async def test_racing_claims_never_book_too_much(placement: BuiltinPlacement) ->
 
     async def claimer(mine: list[str]) -> None:
         for server in mine:
-            if await placement.claim(server, HOST, BOOT, "p", "u"):
+            if await placement.claim(server, {HOST: BOOT}, "p", "u"):
                 booked.append(server)
                 held = (await placement.providers())[0].used
                 assert held["MEMORY_MB"] <= room * 1024
@@ -140,7 +140,7 @@ async def test_racing_claims_never_book_too_much(placement: BuiltinPlacement) ->
 
 async def test_the_same_consumer_claimed_by_two_at_once_is_booked_once(placement: BuiltinPlacement) -> None:
     server = consumer()
-    results = await asyncio.gather(*(placement.claim(server, HOST, BOOT, "p", "u") for _ in range(16)))
+    results = await asyncio.gather(*(placement.claim(server, {HOST: BOOT}, "p", "u") for _ in range(16)))
     assert all(results)
     assert await used(placement) == BOOT
     await asyncio.gather(*(placement.release(server) for _ in range(16)))
@@ -174,7 +174,7 @@ async def test_a_report_changes_only_what_changed(placement: BuiltinPlacement) -
 
 
 async def test_a_report_may_not_take_away_what_is_in_use(placement: BuiltinPlacement) -> None:
-    await placement.claim(consumer(), HOST, BOOT, "p", "u")
+    await placement.claim(consumer(), {HOST: BOOT}, "p", "u")
     with pytest.raises(Conflict, match="MEMORY_MB"):
         await placement.report(HOST, "host-a", {**STOCK, "MEMORY_MB": Inventory(total=1000)}, ())
     with pytest.raises(Conflict, match="DISK_GB"):
@@ -199,7 +199,7 @@ async def test_the_audit_tells_of_a_wrong_count(placement: BuiltinPlacement) -> 
 
     from kilonova.db.tables.placement import inventories
 
-    await placement.claim(consumer(), HOST, BOOT, "p", "u")
+    await placement.claim(consumer(), {HOST: BOOT}, "p", "u")
     await placement.db.write(
         lambda tx: tx.run(update(inventories).where(inventories.c.resource_class == "VCPU").values(used=7))
     )

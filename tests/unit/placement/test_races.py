@@ -74,7 +74,7 @@ async def test_any_racing_claims_never_over_commit(
     consumers = [new() for _ in wanted]
     fitted = await asyncio.gather(
         *(
-            placement.claim(each, place, amounts, "p", "u")
+            placement.claim(each, {place: amounts}, "p", "u")
             for each, amounts in zip(consumers, wanted, strict=True)
         )
     )
@@ -88,7 +88,7 @@ async def test_any_racing_claims_never_over_commit(
         kept = {name: amount for name, amount in amounts.items() if amount}
         assert await placement.held(consumer) == ({place: kept} if fits and kept else {})
         if not fits:
-            assert not await placement.claim(new(), place, amounts, "p", "u")
+            assert not await placement.claim(new(), {place: amounts}, "p", "u")
     await asyncio.gather(*(placement.release(each) for each in consumers))
     assert set((await used(placement, place)).values()) <= {0}
 
@@ -98,7 +98,7 @@ async def test_one_room_and_many_who_want_it(placement: BuiltinPlacement, room: 
     for _ in range(3):
         place = await host(placement, VCPU=Inventory(total=room * 2))
         fitted = await asyncio.gather(
-            *(placement.claim(new(), place, {"VCPU": 2}, "p", "u") for _ in range(32))
+            *(placement.claim(new(), {place: {"VCPU": 2}}, "p", "u") for _ in range(32))
         )
         assert sum(fitted) == room
         assert await used(placement, place) == {"VCPU": room * 2}
@@ -110,7 +110,7 @@ async def test_claims_through_two_controllers(
     """Two services on one database, as two controllers are."""
     place = await host(placement, VCPU=Inventory(total=7))
     other = BuiltinPlacement(db, clock)
-    claims = [each.claim(new(), place, {"VCPU": 1}, "p", "u") for each in (placement, other) * 12]
+    claims = [each.claim(new(), {place: {"VCPU": 1}}, "p", "u") for each in (placement, other) * 12]
     assert sum(await asyncio.gather(*claims)) == 7
 
 
@@ -126,7 +126,7 @@ async def test_an_inventory_that_shrinks_while_it_is_claimed(placement: BuiltinP
                 return False
             return True
 
-        claims = [placement.claim(new(), place, {"VCPU": 1}, "p", "u") for _ in range(20)]
+        claims = [placement.claim(new(), {place: {"VCPU": 1}}, "p", "u") for _ in range(20)]
         shrunk, *fitted = await asyncio.gather(shrink(), *claims)
         assert await used(placement, place) == {"VCPU": sum(fitted)}
         assert sum(fitted) <= (4 if shrunk else 20)
@@ -138,7 +138,7 @@ async def test_a_provider_that_is_removed_while_it_is_claimed(placement: Builtin
 
         async def claim(place: str = place) -> bool | None:
             try:
-                return await placement.claim(new(), place, {"VCPU": 1}, "p", "u")
+                return await placement.claim(new(), {place: {"VCPU": 1}}, "p", "u")
             except NotFound:
                 return None
 
@@ -186,7 +186,7 @@ async def test_what_one_gives_back_another_gets(placement: BuiltinPlacement) -> 
     """A server moves from its migration's consumer to its own on a full host, in one request."""
     place = await host(placement, VCPU=Inventory(total=4))
     migration, server = new(), new()
-    assert await placement.claim(migration, place, {"VCPU": 4}, "p", "u")
+    assert await placement.claim(migration, {place: {"VCPU": 4}}, "p", "u")
     wanted = [put(server, (place, {"VCPU": 4})), put(migration)]
     for _ in range(2):
         await placement.db.write(lambda tx: allocations.put(tx, wanted))
@@ -197,7 +197,7 @@ async def test_what_one_gives_back_another_gets(placement: BuiltinPlacement) -> 
 async def test_all_or_nothing_of_several_consumers(placement: BuiltinPlacement) -> None:
     place = await host(placement, VCPU=Inventory(total=4))
     one, two = new(), new()
-    assert await placement.claim(one, place, {"VCPU": 3}, "p", "u")
+    assert await placement.claim(one, {place: {"VCPU": 3}}, "p", "u")
     before = await placement.providers()
     for wanted, error in (
         ([put(one, (place, {"VCPU": 1})), put(two, (place, {"VCPU": 4}))], bookings.DoesNotFit),

@@ -59,7 +59,7 @@ class Town:
             self.claims.append(provider.removeprefix("node-"))
             if self.before_claim is not None:
                 await self.before_claim(provider)
-            return await self.placement.claim(uuid, provider, wanted.resources, "p1", "u1")
+            return await self.placement.claim(uuid, {provider: wanted.resources}, "p1", "u1")
 
         return await self.scheduler.select(wanted, claim)
 
@@ -119,7 +119,7 @@ async def test_a_lost_claim_costs_the_next_candidate(town: Town) -> None:
     await town.add("h1", memory=9000)
     await town.add("h2")
     await town.scheduler.zones()  # the view from here on
-    await town.placement.claim("other", node("h1"), {"VCPU": 1}, "p1", "u1")
+    await town.placement.claim("other", {node("h1"): {"VCPU": 1}}, "p1", "u1")
     found = await town.boot("u1")
     assert (found.host, found.reasons) == ("h2", {"h1": FASTER})
     assert town.claims == ["h1", "h2"]
@@ -147,7 +147,7 @@ async def test_a_second_look_is_taken_only_when_the_first_was_old(town: Town) ->
     await town.add("h1")
 
     async def steal(provider: str) -> None:
-        await town.placement.claim("thief", provider, {"VCPU": 1}, "p1", "u1")
+        await town.placement.claim("thief", {provider: {"VCPU": 1}}, "p1", "u1")
 
     town.before_claim = steal
     assert await town.reasons("u1") == {"h1": FASTER}
@@ -252,4 +252,4 @@ async def test_other_faults_of_a_claim_go_on(town: Town) -> None:
     with pytest.raises(RuntimeError, match="on fire"):
         await town.boot("u1")
     with pytest.raises(NotFound):
-        await town.placement.claim("u1", "nowhere", {"VCPU": 1}, "p1", "u1")
+        await town.placement.claim("u1", {"nowhere": {"VCPU": 1}}, "p1", "u1")

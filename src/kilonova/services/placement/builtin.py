@@ -12,9 +12,13 @@ from kilonova.db.engine import Database, Tx, UniqueViolation
 from kilonova.errors import Invalid, NotFound, TryAgain
 from kilonova.model.host import Inventory
 from kilonova.services.placement import standard
-from kilonova.services.placement.port import ProviderSummary
+from kilonova.services.placement.port import Allocations, Also, ProviderSummary
 
 ATTEMPTS = 3  # to report a provider that somebody else is making at the same moment
+
+
+class _TakenBack(Exception):
+    """Rolls a transaction back; its caller hears False."""
 
 
 class BuiltinPlacement:
@@ -64,16 +68,32 @@ class BuiltinPlacement:
         return [_summary(each) for each in await self.db.read(placement_report.summaries)]
 
     async def claim(
-        self, consumer: str, provider: str, resources: dict[str, int], project_id: str, user_id: str
+        self,
+        consumer: str,
+        allocations: Allocations,
+        project_id: str,
+        user_id: str,
+        *,
+        also: Also | None = None,
+        consumer_type: str = "INSTANCE",
     ) -> bool:
-        return await self.db.write(
-            lambda tx: bookings.claim(tx, consumer, provider, resources, project_id, user_id)
-        )
+        def transaction(tx: Tx) -> bool:
+            fitted = bookings.claim(
+                tx, consumer, allocations, project_id, user_id, consumer_type=consumer_type
+            )
+            if fitted and also is not None and also(tx) is False:
+                raise _TakenBack
+            return fitted
+
+        try:
+            return await self.db.write(transaction)
+        except _TakenBack:
+            return False
 
     async def release(self, consumer: str) -> None:
         await self.db.write(lambda tx: bookings.release(tx, consumer))
 
-    async def held(self, consumer: str) -> dict[str, dict[str, int]]:
+    async def held(self, consumer: str) -> Allocations:
         return await self.db.read(lambda tx: bookings.held(tx, consumer))
 
 

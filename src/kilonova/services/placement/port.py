@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
+from kilonova.db.engine import Tx
 from kilonova.model.host import Inventory
+
+Allocations = dict[str, dict[str, int]]
+"""Provider uuid -> resource class -> amount."""
+
+Also = Callable[[Tx], bool | None]
+"""What a caller does in the transaction of a booking; False undoes both."""
 
 
 class ProviderSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,16 +49,26 @@ class Placement(Protocol):
     async def providers(self) -> list[ProviderSummary]: ...
 
     async def claim(
-        self, consumer: str, provider: str, resources: dict[str, int], project_id: str, user_id: str
+        self,
+        consumer: str,
+        allocations: Allocations,
+        project_id: str,
+        user_id: str,
+        *,
+        also: Also | None = None,
+        consumer_type: str = "INSTANCE",
     ) -> bool:
-        """Book all of ``resources`` for ``consumer``, or nothing: one transaction, compare-and-set.
+        """Book all of ``allocations`` for ``consumer``, or nothing: one transaction, compare-and-set.
 
-        False when they do not fit (any more).  Converges: a consumer that holds exactly this gets True.
-        Raises NotFound for an unknown provider.
+        ``also`` is run in the same transaction after the booking: with False from it, or an error, nothing is
+        booked and nothing of what it wrote is kept.  False when they do not fit (any more) or ``also`` said
+        so; an error of ``also`` goes on.  Converges: a consumer that holds exactly this gets True, after
+        ``also`` was run again.  Raises NotFound for an unknown provider, Conflict for a consumer that holds
+        something else.
         """
 
     async def release(self, consumer: str) -> None:
         """Give back all that the consumer holds."""
 
-    async def held(self, consumer: str) -> dict[str, dict[str, int]]:
-        """Provider uuid -> resource class -> amount."""
+    async def held(self, consumer: str) -> Allocations:
+        """What the consumer holds; empty if it is unknown."""
