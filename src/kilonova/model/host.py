@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from kilonova.model.numa import HostTopology
+from kilonova.model.pci import PciDevice
+
 DISABLED_TRAIT = "COMPUTE_STATUS_DISABLED"
 """On the provider of a host to which no new servers may go."""
 
@@ -23,6 +26,26 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         return int((self.total - self.reserved) * self.allocation_ratio)
 
 
+class ProviderReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One resource provider of a host's tree, parents before their children."""
+
+    uuid: str
+    name: str
+    parent: str | None = None  # uuid; None: the compute node itself, or another root
+    inventories: dict[str, Inventory] = {}
+    traits: tuple[str, ...] = ()
+    aggregates: tuple[str, ...] | None = None  # None: whatever placement has
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure that a monitor took: Nova's ``cpu.frequency`` and its like."""
+
+    name: str
+    value: float
+    timestamp: int
+    source: str
+
+
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent says of its host when it starts and whenever it changes."""
 
@@ -37,6 +60,11 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     cpu_info: dict[str, object] = {}
     details: dict[str, str] = {}  # e.g. datapath_type, which the network service copies into bindings
     started_at: int = 0
+    providers: tuple[ProviderReport, ...] = ()  # below the compute node's own, which has ``inventories``
+    numa: HostTopology | None = None
+    pci_devices: tuple[PciDevice, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    version: str = ""  # of the messages that its agent understands
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
