@@ -35,6 +35,7 @@ class ProviderReport(msgspec.Struct, frozen=True, kw_only=True):
     inventories: dict[str, Inventory] = {}
     traits: tuple[str, ...] = ()
     aggregates: tuple[str, ...] | None = None  # None: whatever placement has
+    initial_ratios: tuple[str, ...] = ()  # classes whose allocation_ratio is for a new record only
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,19 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     pci_devices: tuple[PciDevice, ...] = ()
     metrics: tuple[Metric, ...] = ()
     version: str = ""  # of the messages that its agent understands
+    initial_ratios: tuple[str, ...] = ()  # as a ProviderReport's: what placement has goes before
+
+    @property
+    def tree(self) -> tuple[ProviderReport, ...]:
+        """All providers, the compute node's own first."""
+        node = ProviderReport(
+            uuid=self.compute_id,
+            name=self.hypervisor_hostname,
+            inventories=self.inventories,
+            traits=self.traits,
+            initial_ratios=self.initial_ratios,
+        )
+        return (node, *self.providers)
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
