@@ -25,11 +25,12 @@ from kilonova.host_parts import HostParts, host_parts
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
 from kilonova.model.context import RequestContext
-from kilonova.model.host import DISABLED_TRAIT, HostReport
+from kilonova.model.host import HostReport
 from kilonova.operations import external_event, power
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.registry import OPERATIONS
 from kilonova.periodic import Periodic, spacing
+from kilonova.registration import register
 from kilonova.rpc.local import LocalHosts
 from kilonova.scheduler.select import Scheduler
 from kilonova.services.identity import api as identity_api
@@ -210,11 +211,7 @@ class EmbeddedCloud:
 
     async def register(self, report: HostReport) -> None:
         """Take over what a host says of itself.  Raises Conflict for a host that has changed its identity."""
-        now = self.clock.now()
-        host = await self.db.write(lambda tx: hosts.upsert(tx, report, now))
-        traits = (*report.traits, DISABLED_TRAIT) if host.disabled else report.traits
-        await self.placement.report(report.compute_id, report.hypervisor_hostname, report.inventories, traits)
-        self.scheduler.forget()
+        await register(self.cloud, report)
 
     async def alive(self, report: HostReport) -> None:
         """Note that a host lives; one whose service was deleted while its agent runs is registered anew."""

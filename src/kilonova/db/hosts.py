@@ -30,6 +30,7 @@ _REPORTED = (
     "cpu_info",
     "details",
     "started_at",
+    "version",
 )
 INSERT = insert_into(hosts, returning="id")
 ALL = Statement(select(*_columns).order_by(_t.c.id))
@@ -45,16 +46,20 @@ REPORT = Statement(
     .where(_t.c.host == bindparam("of"))
     .values(
         **{name: bindparam(f"new_{name}") for name in _REPORTED},
+        session=bindparam("new_session"),
         last_seen_at=bindparam("now"),
         report_count=_t.c.report_count + 1,
         updated_at=bindparam("now"),
     )
 )
-HEARTBEAT = Statement(
+HEARTBEAT_CLAUSE = (
     update(_t)
     .where(_t.c.host == bindparam("of"))
     .values(last_seen_at=bindparam("now"), report_count=_t.c.report_count + 1, updated_at=bindparam("now"))
 )
+HEARTBEAT = Statement(HEARTBEAT_CLAUSE)
+HEARTBEAT_OF_SESSION = Statement(HEARTBEAT_CLAUSE.where(_t.c.session == bindparam("heard")))
+SESSION = Statement(select(_t.c.session, _t.c.version).where(_t.c.host == bindparam("host")))
 DISABLE = Statement(
     update(_t)
     .where(_t.c.host == bindparam("of"))
@@ -98,9 +103,16 @@ def _found(row: Row | None) -> Host | None:
 
 
 def upsert(
-    tx: Tx, report: HostReport, now: int, new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())
+    tx: Tx,
+    report: HostReport,
+    now: int,
+    new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    *,
+    session: str = "",
 ) -> Host:
     """Take over what an agent says of its host; a host that is new gets a service of its own.
+
+    ``session`` names this life of the agent: from now on it is the only one that is spoken to.
 
     Raises Conflict when the name and the compute id are not those that belong together, which is what a
     renamed host or a lost state directory looks like; UniqueViolation when two agents register at once.
@@ -117,7 +129,8 @@ def upsert(
     reported["cpu_info"] = _encode(report.cpu_info).decode()
     reported["details"] = _encode(report.details).decode()
     if known:
-        tx.run(REPORT, of=report.host, now=now, **{f"new_{name}": value for name, value in reported.items()})
+        new = {f"new_{name}": value for name, value in reported.items()}
+        tx.run(REPORT, of=report.host, now=now, new_session=session, **new)
     else:
         values = {
             "service_uuid": new_uuid(),
@@ -131,6 +144,7 @@ def upsert(
             "report_count": 1,
             "created_at": now,
             "updated_at": None,
+            "session": session,
             **reported,
         }
         tx.scalar(INSERT, **values)
@@ -139,9 +153,18 @@ def upsert(
     return host_now
 
 
-def heartbeat(tx: Tx, host: str, now: int) -> bool:
-    """The host is alive; False for one that has never reported or was deleted: it must report first."""
-    return tx.run(HEARTBEAT, of=host, now=now) == 1
+def heartbeat(tx: Tx, host: str, now: int, session: str | None = None) -> bool:
+    """The host is alive; False for one that has never reported or was deleted, and for a ``session`` that
+    is not the last that has reported: it must report first."""
+    if session is None:
+        return tx.run(HEARTBEAT, of=host, now=now) == 1
+    return tx.run(HEARTBEAT_OF_SESSION, of=host, now=now, heard=session) == 1
+
+
+def session(tx: Tx, host: str) -> tuple[str, str] | None:
+    """The session of the host's agent that is to be spoken to, and the version of messages that it knows."""
+    row = tx.one(SESSION, host=host)
+    return None if row is None else (row[0], row[1])
 
 
 def is_up(host: Host, now: int, service_down_time: float) -> bool:

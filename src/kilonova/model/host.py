@@ -103,3 +103,5 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cpu_info: dict[str, object] = {}
     details: dict[str, str] = {}
     started_at: int = 0
+    session: str = ""  # of its agent, when that is over the bus
+    version: str = ""  # of the messages that its agent knows

@@ -78,6 +78,8 @@ hosts = Table(
     json_text("cpu_info"),
     json_text("details"),
     number("started_at"),
+    text("session"),
+    text("version"),
 )
 
 aggregates = Table(
