@@ -55,7 +55,8 @@ class GuestCell(msgspec.Struct, frozen=True, kw_only=True):
     thread_policy: str | None = None  # prefer, isolate, require
     host_cell: int | None = None  # as fitted
     pinning: dict[int, int] = {}  # guest CPU -> host CPU, of the dedicated ones
-    reserved: tuple[int, ...] = ()  # host CPUs that are held with it: emulator threads, idle siblings
+    emulator: tuple[int, ...] = ()  # host CPUs of its emulator threads alone, when they are isolated
+    reserved: tuple[int, ...] = ()  # host CPUs that nobody may have while it runs: idle siblings
 
     @property
     def cpus(self) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import msgspec
 
 from kilonova.model.flavor import Flavor
 from kilonova.model.instance import ImageMeta
+from kilonova.model.numa import GuestTopology
+from kilonova.model.pci import PciDevice
 from kilonova.model.port import Vif
 
 VERSION = "1.0"
@@ -41,6 +43,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     created_at: int = 0
     domain: str = ""  # its name in the hypervisor; empty: its uuid
+    numa: GuestTopology | None = None  # as claimed on this host
+    pci: tuple[PciDevice, ...] = ()  # as claimed on this host
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
