@@ -41,6 +41,6 @@ def serial(name: str = "id") -> Column[int]:
 
 def load_all() -> MetaData:
     """The metadata with every table in it."""
-    from kilonova.db.tables import compute, identity, image, journal, network, placement  # noqa: F401
+    from kilonova.db.tables import cells, compute, identity, image, journal, network, placement  # noqa: F401
 
     return metadata
