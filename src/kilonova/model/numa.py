@@ -65,7 +65,9 @@ class GuestCell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestTopology(msgspec.Struct, frozen=True, kw_only=True):
-    """``emulator_threads`` is None (with the guest's CPUs), ``share`` or ``isolate``."""
+    """``emulator_threads`` is None (with the guest's CPUs), ``share`` or ``isolate``; ``realtime_mask`` has
+    the guest's CPUs that are real-time, as ``1-3``.
+    """
 
     cells: tuple[GuestCell, ...]
     emulator_threads: str | None = None
