@@ -94,7 +94,22 @@ def _address_on_postgresql(element: has_address, compiler: Any, **kw: Any) -> st
     )
 
 
-_NULLABLE = {column.name: column.type for column in _t.columns if column.nullable}
+class bytewise(FunctionElement[str]):  # noqa: N801
+    """A text that compares by its bytes, whatever the database's locale: as Python and other cells do."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(bytewise, "sqlite")
+def _bytewise_on_sqlite(element: bytewise, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(next(iter(element.clauses)), **kw))
+
+
+@compiles(bytewise, "postgresql")
+def _bytewise_on_postgresql(element: bytewise, compiler: Any, **kw: Any) -> str:
+    return f'(({compiler.process(next(iter(element.clauses)), **kw)}) COLLATE "C")'
+
 
 SORT_KEYS: dict[str, ColumnElement[Any]] = {
     **{
@@ -107,6 +122,18 @@ SORT_KEYS: dict[str, ColumnElement[Any]] = {
     "flavor": json_part(_t.c.flavor, literal("flavorid")),
 }
 
+Sort = tuple[tuple[str, bool], ...]
+
+
+def _key(name: str, over_cells: bool) -> ColumnElement[Any]:
+    key = SORT_KEYS[name]
+    return bytewise(key) if over_cells and isinstance(key.type, Text) else key
+
+
+def over_cells(sort: Sort) -> Sort:
+    """The order with what makes it one over several cells, whose numbers repeat: the uuid, rising (IL-2)."""
+    return sort if any(name == "uuid" for name, _ in sort) else (*sort, ("uuid", False))
+
 
 class ServerList:
     """What is wanted: conditions that all hold, an order, and a page.
@@ -118,7 +145,7 @@ class ServerList:
     def __init__(self) -> None:
         self.forms: list[Form] = []
         self.values: dict[str, Any] = {}
-        self.sort: tuple[tuple[str, bool], ...] = (("created_at", True), ("id", True))
+        self.sort: Sort = (("created_at", True), ("id", True))
         self.limit = 1000
         self.marker: str | None = None
         self.project_id: str | None = None
@@ -219,29 +246,29 @@ _CLAUSES: dict[str, Callable[..., ColumnElement[bool]]] = {
 }
 
 
-def _after(sort: tuple[tuple[str, bool], ...]) -> ColumnElement[bool]:
-    """Strictly after the marker, whose keys are bound as m0, m1 ..."""
-    keys = [SORT_KEYS[name] for name, _ in sort]
+def _after(sort: Sort, cells: bool = False, inclusive: bool = False) -> ColumnElement[bool]:
+    """After the marker, whose keys are bound as m0, m1 ...; ``inclusive``: or where it would be."""
+    keys = [_key(name, cells) for name, _ in sort]
     marks = [bindparam(f"m{number}", type_=key.type) for number, key in enumerate(keys)]
     directions = {descending for _, descending in sort}
-    if len(directions) == 1:
+    if len(directions) == 1 and not inclusive:
         left, right = tuple_(*keys), tuple_(*marks)
         return left < right if directions == {True} else left > right
     choices = []
+    if inclusive:
+        choices.append(and_(*(key == mark for key, mark in zip(keys, marks, strict=True))))
     for number, (_, descending) in enumerate(sort):
         equal = [keys[before] == marks[before] for before in range(number)]
         beyond = keys[number] < marks[number] if descending else keys[number] > marks[number]
         choices.append(and_(*equal, beyond))
-    return or_(*choices)
+    # follows from the choices; an index can begin there
+    first = keys[0] <= marks[0] if sort[0][1] else keys[0] >= marks[0]
+    return and_(first, or_(*choices))
 
 
 @lru_cache(maxsize=512)
 def _statement(
-    columns: tuple[str, ...],
-    without: frozenset[str],
-    forms: tuple[Form, ...],
-    sort: tuple[tuple[str, bool], ...],
-    marked: bool,
+    columns: tuple[str, ...], without: frozenset[str], forms: tuple[Form, ...], sort: Sort, marked: bool
 ) -> Statement:
     selected = [null().label(name) if name in without else _t.c[name] for name in columns]
     clause = select(*selected).where(*(_CLAUSES[form[0]](*form[1:]) for form in forms))
@@ -251,8 +278,29 @@ def _statement(
     return Statement(clause.order_by(*order).limit(bindparam("page_size")))
 
 
+@lru_cache(maxsize=512)
+def _batch_statement(
+    columns: tuple[str, ...],
+    without: frozenset[str],
+    forms: tuple[Form, ...],
+    sort: Sort,
+    start: str,
+    limited: bool,
+) -> Statement:
+    """``start``: '' at the first, 'after' the marks, 'at' them.  The sort keys follow the columns."""
+    keys = [_key(name, True) for name, _ in sort]
+    selected = [null().label(name) if name in without else _t.c[name] for name in columns]
+    clause = select(*selected, *(key.label(f"key{number}") for number, key in enumerate(keys)))
+    clause = clause.where(*(_CLAUSES[form[0]](*form[1:]) for form in forms))
+    if start:
+        clause = clause.where(_after(sort, True, start == "at"))
+    order = [key.desc() if down else key.asc() for key, (_, down) in zip(keys, sort, strict=True)]
+    clause = clause.order_by(*order)
+    return Statement(clause.limit(bindparam("page_size")) if limited else clause)
+
+
 @lru_cache(maxsize=128)
-def _marker_statement(sort: tuple[tuple[str, bool], ...], of_project: bool) -> Statement:
+def _marker_statement(sort: Sort, of_project: bool) -> Statement:
     clause = select(*(SORT_KEYS[name] for name, _ in sort)).where(_t.c.uuid == bindparam("uuid"))
     if of_project:
         clause = clause.where(_t.c.project_id == bindparam("project_id"))
@@ -277,6 +325,41 @@ def page(
         values.update((f"m{number}", value) for number, value in enumerate(row))
     statement = _statement(columns, without, tuple(wanted.forms), wanted.sort, wanted.marker is not None)
     return tx.all(statement, page_size=wanted.limit, **values)
+
+
+def batch(
+    tx: Tx,
+    wanted: ServerList,
+    columns: tuple[str, ...],
+    without: frozenset[str] = frozenset(),
+    *,
+    size: int | None = None,
+    start: tuple[Any, ...] | None = None,
+    inclusive: bool = False,
+) -> list[Row]:
+    """One cell's part of a list over cells: rows of ``columns`` followed by the values of the sort keys.
+
+    ``wanted`` is as for ``page``, but for its limit and marker; texts are sorted by their bytes.  ``start``
+    has the values after which (``inclusive``: at which) the batch begins.
+    """
+    values = dict(wanted.values)
+    if start is not None:
+        values.update((f"m{number}", value) for number, value in enumerate(start))
+    if size is not None:
+        values["page_size"] = size
+    form = "" if start is None else "at" if inclusive else "after"
+    sort = over_cells(wanted.sort)
+    statement = _batch_statement(columns, without, tuple(wanted.forms), sort, form, size is not None)
+    return tx.all(statement, **values)
+
+
+def marker_values(tx: Tx, wanted: ServerList, uuid: str) -> tuple[Any, ...] | None:
+    """What a server, deleted or not, has for the keys of the order over cells; None for an unknown one."""
+    known: dict[str, Any] = {"uuid": uuid}
+    if wanted.project_id is not None:
+        known["project_id"] = wanted.project_id
+    row = tx.one(_marker_statement(over_cells(wanted.sort), wanted.project_id is not None), **known)
+    return None if row is None else tuple(row)
 
 
 def show(

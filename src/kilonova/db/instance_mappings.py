@@ -1,0 +1,169 @@
+"""Which server is in which cell, for those that are not in the first; rows are in the top database.
+
+A mapping is made before the server, in the transaction that books its quota, and is ``pending`` until
+somebody has seen the server in its cell.  It is ``gone`` once the quota is given back, which is how that
+happens once.  What a list can tell of a server whose cell is down stands here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import bindparam, delete, func, select, update
+
+from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
+from kilonova.db.tables.cells import instance_mappings
+from kilonova.model.flavor import Flavor
+from kilonova.model.instance import ImageMeta, Instance
+
+PENDING, MADE, GONE = "pending", "made", "gone"
+_t = instance_mappings
+
+
+class InstanceMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """Moments in microseconds, by the top database's clock while it is pending."""
+
+    instance_uuid: str
+    cell_uuid: str
+    project_id: str
+    user_id: str
+    state: str
+    queued_for_delete: bool
+    flavor: Flavor
+    image: ImageMeta | None
+    availability_zone: str | None
+    created_at: int
+    updated_at: int | None = None
+
+
+_names = InstanceMapping.__struct_fields__
+_columns = [_t.c[name] for name in _names]
+_flavor = msgspec.json.Decoder(Flavor).decode
+_image = msgspec.json.Decoder(ImageMeta).decode
+_encode = msgspec.json.Encoder().encode
+
+INSERT = insert_into(_t)
+SHOW = Statement(select(*_columns).where(_t.c.instance_uuid == bindparam("of")))
+CELL_OF = Statement(select(_t.c.cell_uuid).where(_t.c.instance_uuid == bindparam("of")))
+CELLS_OF = Statement(select(_t.c.cell_uuid).where(_t.c.project_id == bindparam("project_id")).distinct())
+MARK_MADE = Statement(
+    update(_t)
+    .where(_t.c.instance_uuid == bindparam("of"), _t.c.state == PENDING)
+    .values(state=MADE, updated_at=db_now())
+)
+MARK_GONE = Statement(
+    update(_t)
+    .where(_t.c.instance_uuid == bindparam("of"), _t.c.state != GONE)
+    .values(state=GONE, queued_for_delete=True, updated_at=db_now())
+)
+QUEUE = Statement(
+    update(_t)
+    .where(_t.c.instance_uuid == bindparam("of"))
+    .values(queued_for_delete=bindparam("queued"), updated_at=db_now())
+)
+DROP_PENDING = Statement(delete(_t).where(_t.c.instance_uuid == bindparam("of"), _t.c.state == PENDING))
+OVERDUE = Statement(
+    select(*_columns)
+    .where(_t.c.state == PENDING, _t.c.created_at < db_now() - bindparam("age"))
+    .order_by(_t.c.created_at)
+    .limit(bindparam("page_size"))
+)
+_living = select(*_columns).where(_t.c.cell_uuid == bindparam("cell_uuid"), _t.c.queued_for_delete.is_(False))
+_oldest_last = (_t.c.created_at.desc(), _t.c.instance_uuid)
+LIVING_IN = Statement(_living.order_by(*_oldest_last).limit(bindparam("page_size")))
+LIVING_OF_IN = Statement(
+    _living.where(_t.c.project_id == bindparam("project_id"))
+    .order_by(*_oldest_last)
+    .limit(bindparam("page_size"))
+)
+HELD = Statement(select(_t.c.project_id, _t.c.user_id, _t.c.flavor).where(_t.c.state != GONE))
+NOW = Statement(select(db_now()))
+COUNT = Statement(select(func.count()).select_from(_t).where(_t.c.cell_uuid == bindparam("cell_uuid")))
+DROP_CELL = Statement(delete(_t).where(_t.c.cell_uuid == bindparam("cell_uuid")))
+
+
+def _from_row(row: Row) -> InstanceMapping:
+    values = dict(zip(_names, row, strict=True))
+    values["queued_for_delete"] = bool(values["queued_for_delete"])
+    values["flavor"] = _flavor(values["flavor"])
+    values["image"] = None if values["image"] is None else _image(values["image"])
+    return InstanceMapping(**values)
+
+
+def of_instance(instance: Instance, cell_uuid: str, state: str, now: int) -> InstanceMapping:
+    return InstanceMapping(
+        instance_uuid=instance.uuid,
+        cell_uuid=cell_uuid,
+        project_id=instance.project_id,
+        user_id=instance.user_id,
+        state=state,
+        queued_for_delete=instance.deleted_at is not None,
+        flavor=instance.flavor,
+        image=instance.image,
+        availability_zone=instance.pinned_availability_zone,
+        created_at=now,
+    )
+
+
+def insert(tx: Tx, mapping: InstanceMapping) -> None:
+    """Raises UniqueViolation for a server that is mapped already."""
+    values = {name: getattr(mapping, name) for name in _names}
+    values["flavor"] = _encode(mapping.flavor).decode()
+    values["image"] = None if mapping.image is None else _encode(mapping.image).decode()
+    tx.run(INSERT, **values)
+
+
+def show(tx: Tx, uuid: str) -> InstanceMapping | None:
+    row = tx.one(SHOW, of=uuid)
+    return None if row is None else _from_row(row)
+
+
+def cell_of(tx: Tx, uuid: str) -> str | None:
+    """The cell of a server; None for one that is in the first cell, or nowhere."""
+    found: str | None = tx.scalar(CELL_OF, of=uuid)
+    return found
+
+
+def cells_of(tx: Tx, project_id: str) -> frozenset[str]:
+    """The cells in which a project has (or had) servers, without the first."""
+    return frozenset(row[0] for row in tx.all(CELLS_OF, project_id=project_id))
+
+
+def mark_made(tx: Tx, uuids: Sequence[str]) -> None:
+    """The servers have been seen in their cell."""
+    tx.run_many(MARK_MADE, [{"of": uuid} for uuid in uuids])
+
+
+def mark_gone(tx: Tx, uuid: str) -> bool:
+    """The server's quota is given back in this transaction; False if it was so before, or is not ours."""
+    return tx.run(MARK_GONE, of=uuid) == 1
+
+
+def queue_for_delete(tx: Tx, uuid: str, queued: bool) -> None:
+    """A server that is being deleted is shown no more when its cell is down (API-98)."""
+    tx.run(QUEUE, of=uuid, queued=queued)
+
+
+def drop_pending(tx: Tx, uuid: str) -> bool:
+    """Forget a server that was never made; False if it was (or somebody else forgot it)."""
+    return tx.run(DROP_PENDING, of=uuid) == 1
+
+
+def overdue(tx: Tx, age: int, limit: int) -> list[InstanceMapping]:
+    """Those that have been pending for longer than ``age`` microseconds, oldest first."""
+    return [_from_row(row) for row in tx.all(OVERDUE, age=age, page_size=limit)]
+
+
+def living_in(tx: Tx, cell_uuid: str, project_id: str | None, limit: int) -> list[InstanceMapping]:
+    """The servers of a cell (and of a project) that nobody has deleted, the newest first."""
+    if project_id is None:
+        rows = tx.all(LIVING_IN, cell_uuid=cell_uuid, page_size=limit)
+    else:
+        rows = tx.all(LIVING_OF_IN, cell_uuid=cell_uuid, project_id=project_id, page_size=limit)
+    return [_from_row(row) for row in rows]
+
+
+def now(tx: Tx) -> int:
+    """This database's clock."""
+    return int(tx.scalar(NOW))
