@@ -101,6 +101,10 @@ _HOSTS = Statement(
     .where(p.network_id == bindparam("the_network"), p.device_owner != bindparam("the_owner"))
     .order_by(a.position)
 )
+_HOSTS_OF_NETWORK = Statement(
+    select(p.host).where(p.network_id == bindparam("the_network"), p.host != "").distinct()
+)
+_HOST = Statement(select(p.host).where(p.id == bindparam("the_id")))
 _DHCP_ADDRESSES = Statement(
     select(a.subnet_id, a.address)
     .select_from(t.ports.join(t.port_addresses, a.port_id == p.id))
@@ -188,6 +192,16 @@ def join_groups(tx: Tx, port_id: str, group_ids: list[str]) -> None:
 
 def leave_groups(tx: Tx, port_id: str) -> None:
     tx.run(_DELETE_GROUPS, the_port=port_id)
+
+
+def hosts_of_network(tx: Tx, network_id: str) -> set[str]:
+    """The hosts to which ports of a network are bound."""
+    return {row[0] for row in tx.all(_HOSTS_OF_NETWORK, the_network=network_id)}
+
+
+def host_of(tx: Tx, port_id: str) -> str:
+    """The host to which a port is bound; empty if it is not, or is not there."""
+    return str(tx.scalar(_HOST, the_id=port_id) or "")
 
 
 def groups_of(tx: Tx, port_id: str) -> list[str]:

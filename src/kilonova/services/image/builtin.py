@@ -40,7 +40,8 @@ class BuiltinImage:
     """An ImageService of one process.
 
     ``size_limit`` is the largest image in bytes; an upload that stands still for ``stall`` seconds is
-    given up.  Call ``recover`` before anything else and ``close`` at the end.
+    given up.  Several controllers have one ``shared`` directory, on a file system with locks.  Call
+    ``recover`` before anything else and ``close`` at the end.
     """
 
     def __init__(
@@ -51,16 +52,17 @@ class BuiltinImage:
         *,
         size_limit: int = SIZE_LIMIT,
         stall: float = STALL,
+        shared: bool = False,
     ) -> None:
         self._db = db
         self._clock = clock
-        self._files = ImageFiles(directory)
+        self._files = ImageFiles(directory, shared=shared)
         self._threads = ThreadPoolExecutor(THREADS, "image")
         self._uploads = Uploads(db, clock, self._files, self._threads, Limits(size_limit, stall))
         self.members = ImageMembers(db, clock)
 
     async def recover(self) -> None:
-        """Take the directory and undo what a killed process left.
+        """Take the directory and undo what a killed process left.  May be repeated.
 
         Raises Failed when another process uses the directory.
         """
@@ -165,6 +167,10 @@ class BuiltinImage:
     async def open(self, image_id: str) -> tuple[BinaryIO, int]:
         """The data and their size in bytes; the caller closes the file.  Raises NotFound."""
         return await self._blocking(self._files.open, image_id)
+
+    async def piece(self, image_id: str, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes of the data from ``offset`` on.  Raises NotFound."""
+        return await self._blocking(self._files.piece, image_id, offset, size)
 
     async def pieces(self, file: BinaryIO) -> AsyncIterator[bytes]:
         """The rest of ``file``, read in a thread and in pieces of 1 MiB; closes it."""

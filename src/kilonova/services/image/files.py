@@ -63,6 +63,7 @@ class PartFile:
         with self._lock:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             self._file = os.fdopen(descriptor, "w+b", buffering=0)
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # as long as we live, other controllers leave it alone
 
     def write(self, pieces: list[bytes]) -> None:
         """Raises OSError; ValueError once it is closed."""
@@ -104,18 +105,23 @@ class PartFile:
 class ImageFiles:
     """All methods block: call them in a thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, shared: bool = False) -> None:
         self.directory = directory
+        self.shared = shared
         self._lock: BinaryIO | None = None
 
     def take(self) -> None:
-        """Make the directory and keep other processes from it until ``release``.  Raises Failed."""
+        """Make the directory and keep other processes from it until ``release``.
+
+        Those that share theirs keep only such out as do not.  Raises Failed.
+        """
         if self._lock is not None:
             return
         self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         lock = (self.directory / ".lock").open("ab")
+        kind = fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             raise Failed(f"Another process uses the image directory {self.directory}.") from None
@@ -147,12 +153,29 @@ class ImageFiles:
             raise NotFound(f"There are no data of image {image_id} in the image store.") from None
         return file, os.fstat(file.fileno()).st_size
 
+    def piece(self, image_id: str, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``offset`` on; none behind the end.  Raises NotFound."""
+        file, _ = self.open(image_id)
+        with file:
+            return os.pread(file.fileno(), size, offset)
+
     def remove_parts(self) -> int:
-        """Remove what uploads of killed processes left."""
+        """Remove what uploads of killed processes left; how many those were."""
         parts = [path for path in self.directory.iterdir() if _PART.match(path.name)]
+        if self.shared:
+            return sum(_remove_dead(path) for path in parts)
         for path in parts:
             path.unlink(missing_ok=True)
         return len(parts)
+
+    def is_alive(self, image_id: str, upload: str) -> bool:
+        """Whether the process of an upload still holds its file."""
+        try:
+            file = self.part(image_id, upload).path.open("rb")
+        except FileNotFoundError:
+            return False
+        with file:
+            return not _locked_by_us(file)
 
     def _sync(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -160,6 +183,27 @@ class ImageFiles:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove_dead(path: Path) -> bool:
+    """Remove the file of an upload whose process is gone: nobody holds its lock."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        if not _locked_by_us(file):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+def _locked_by_us(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _checked(image_id: str) -> str:

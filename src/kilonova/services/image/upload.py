@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 import msgspec
 import structlog
 
-from kilonova.clock import Clock
+from kilonova.clock import SECOND, Clock
 from kilonova.db import images
 from kilonova.db.engine import Database, Tx
 from kilonova.db.images import DELETED, StoredImage
@@ -22,6 +22,8 @@ from kilonova.services.image.inspect import Inspection
 from kilonova.services.image.intake import Intake
 
 log = structlog.get_logger("kilonova.image")
+
+BEGINNING = 60 * SECOND  # between an upload's mark in the database and its file, at the very most
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -68,11 +70,21 @@ class Uploads:
         """Undo the uploads, and end the deletions, of a process that was killed."""
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(self._threads, self._files.remove_parts)
-        left = await self._db.read(images.left_behind)
+        left = [each for each in await self._db.read(images.left_behind) if await self._is_dead(each)]
         for image in left:
             await self._clear(image.id, image.upload)
         if parts or left:
             log.warning("interrupted uploads and deletions were undone", files=parts, images=len(left))
+
+    async def _is_dead(self, image: StoredImage) -> bool:
+        """Whether nobody is at it: another controller's upload holds its file, once it has begun."""
+        if image.upload is None or not self._files.shared:
+            return True
+        if self._clock.now() - (image.updated_at or 0) < BEGINNING:
+            return False
+        check = self._files.is_alive
+        loop = asyncio.get_running_loop()
+        return not await loop.run_in_executor(self._threads, check, image.id, image.upload)
 
     def _begin(self, tx: Tx, context: RequestContext, image_id: str, upload: str) -> StoredImage:
         image = access.check_changeable(images.lock(tx, image_id, context.project_id), image_id, context)
