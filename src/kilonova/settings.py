@@ -52,8 +52,26 @@ DEFAULT = [
     cfg.StrOpt("dhcp_domain", default="novalocal"),
 ]
 API = [
-    cfg.IntOpt("max_limit", default=1000),
+    cfg.IntOpt("max_limit", default=1000, min=0),
     cfg.StrOpt("compute_link_prefix"),
+    cfg.StrOpt(
+        "instance_list_cells_batch_strategy",
+        default="distributed",
+        choices=("distributed", "fixed"),
+        help="How many servers each of several cells is asked for at a time: its share of the page, or",
+    ),
+    cfg.IntOpt("instance_list_cells_batch_fixed_size", default=100, min=100, help="this many."),
+    cfg.BoolOpt(
+        "instance_list_per_project_cells",
+        default=False,
+        help="Ask only the cells in which a project has servers for its list.",
+    ),
+    cfg.BoolOpt(
+        "list_records_by_skipping_down_cells",
+        default=True,
+        help="Lists leave out cells that do not answer; otherwise they fail.",
+    ),
+    cfg.FloatOpt("cell_timeout", default=60.0, min=0.1, help="Seconds until a cell counts as not answering."),
 ]
 QUOTA = [
     cfg.IntOpt("instances", default=10),

@@ -1,0 +1,130 @@
+"""Lists of servers over several cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from kilonova.clock import Clock
+from kilonova.db import instance_list, instance_mappings
+from kilonova.db.cells import Cell
+from kilonova.db.engine import Row, Tx
+from kilonova.db.instance_list import ServerList
+from kilonova.errors import NotFound
+from kilonova.listing.merge import Marker, Merge, Start, Values
+from kilonova.listing.options import ListOptions
+
+X = TypeVar("X")
+
+
+class ServersFound(Generic[X]):
+    """``rows`` are of the columns that were asked for, and some more; ``also`` is what each cell that
+    answered was asked besides; ``down`` are the cells that failed or were late (IL-7)."""
+
+    def __init__(self, rows: list[Row], also: list[X], down: tuple[Cell, ...]) -> None:
+        self.rows = rows
+        self.also = also
+        self.down = down
+
+
+class _Servers(Generic[X]):
+    """One cell's part."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        wanted: ServerList,
+        columns: tuple[str, ...],
+        without: frozenset[str],
+        also: Callable[[Tx], X] | None,
+    ) -> None:
+        self.cell = cell
+        self.name = cell.name
+        self.told: list[X] = []
+        self._wanted = wanted
+        self._columns = columns
+        self._without = without
+        self._also = also
+
+    async def batch(self, start: Start | None, size: int | None) -> Sequence[Row]:
+        also = None if self.told else self._also
+
+        def read(tx: Tx) -> tuple[Sequence[Row], list[X]]:
+            rows = instance_list.batch(
+                tx,
+                self._wanted,
+                self._columns,
+                self._without,
+                size=size,
+                start=None if start is None else start.values,
+                inclusive=start is not None and start.inclusive,
+            )
+            return rows, [] if also is None else [also(tx)]
+
+        rows, told = await self.cell.db.read(read)
+        self.told += told
+        return rows
+
+
+async def list_servers(
+    cells: Sequence[Cell],
+    wanted: ServerList,
+    columns: tuple[str, ...],
+    without: frozenset[str] = frozenset(),
+    *,
+    clock: Clock,
+    options: ListOptions,
+    tolerant: bool | None = None,
+    also: Callable[[Tx], X] | None = None,
+) -> ServersFound[X]:
+    """One page.  The first of ``cells`` is the first cell, whose database has the mappings.
+
+    ``tolerant`` None: as the operator has it.  Raises NotFound for a marker that is not there, Unreachable
+    for one whose cell is down, or for any cell that is down where none may be left out.
+    """
+    asked = await _asked(cells, wanted, options)
+    marker = None if wanted.marker is None else await _marker(cells, wanted, wanted.marker)
+    if wanted.limit == 0:
+        return ServersFound([], [], ())
+    sources = [_Servers(cell, wanted, columns, without, also) for cell in asked]
+    sort = instance_list.over_cells(wanted.sort)
+    keys = len(sort)
+    merge: Merge[Row] = Merge(
+        lambda row: row[-keys:],
+        [descending for _, descending in sort],
+        limit=wanted.limit,
+        batch=options.batch_size(wanted.limit, len(asked)),
+        clock=clock,
+        time_limit=options.time_limit,
+        tolerant=options.skip_down_cells if tolerant is None else tolerant,
+    )
+    merged = await merge.run(sources, marker)
+    down = tuple(source.cell for source in sources if source.name in merged.failed)
+    return ServersFound(merged.records, [each for source in sources for each in source.told], down)
+
+
+async def _asked(cells: Sequence[Cell], wanted: ServerList, options: ListOptions) -> Sequence[Cell]:
+    """All cells, or only those in which the project has servers (IL-6).  The first keeps no account of who
+    has servers there: it is always asked."""
+    project_id = wanted.project_id
+    if project_id is None or not options.per_project_cells:
+        return cells
+    its = await cells[0].db.read(lambda tx: instance_mappings.cells_of(tx, project_id))
+    return [cell for number, cell in enumerate(cells) if number == 0 or cell.uuid in its]
+
+
+async def _marker(cells: Sequence[Cell], wanted: ServerList, uuid: str) -> Marker:
+    """The marker, found by its mapping and read in its cell, deleted or not (IL-3)."""
+    first = cells[0]
+
+    def look(tx: Tx) -> tuple[str | None, Values | None]:
+        mapped = instance_mappings.cell_of(tx, uuid)
+        return mapped, instance_list.marker_values(tx, wanted, uuid) if mapped is None else None
+
+    mapped, values = await first.db.read(look)
+    found = first if mapped is None else next((cell for cell in cells if cell.uuid == mapped), None)
+    if mapped is not None and found is not None:
+        values = await found.db.read(lambda tx: instance_list.marker_values(tx, wanted, uuid))
+    if found is None or values is None:
+        raise NotFound(f"marker [{uuid}] not found")
+    return Marker(values, found.name)
