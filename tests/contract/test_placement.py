@@ -68,14 +68,26 @@ async def test_reports_at_once_make_one_provider(placement: Placement) -> None:
 async def test_a_report_may_not_take_away_what_is_in_use(placement: Placement, host: str) -> None:
     assert await placement.claim(new(), {host: BOOT}, "p", "u")
     before = await summary(placement, host)
-    for less in (
-        {**STOCK, "MEMORY_MB": Inventory(total=512)},
-        {"MEMORY_MB": STOCK["MEMORY_MB"]},
-        {},
-    ):
+    for less in ({"MEMORY_MB": STOCK["MEMORY_MB"]}, {}):
         with pytest.raises(Conflict):
             await placement.report(host, before.name, less, ())
     assert await summary(placement, host) == before
+
+
+async def test_a_host_that_has_less_than_is_in_use_says_so(placement: Placement, host: str) -> None:
+    """As in Placement: what is booked stays, and nothing fits until there is room again."""
+    servers = [new() for _ in range(3)]
+    for server in servers:
+        assert await placement.claim(server, {host: BOOT}, "p", "u")
+    less = {**STOCK, "MEMORY_MB": Inventory(total=2048)}
+    await placement.report(host, f"host-{host}", less, ())
+    found = await summary(placement, host)
+    assert (found.inventories, found.used["MEMORY_MB"]) == (less, 3072)
+    assert not await placement.claim(new(), {host: BOOT}, "p", "u")
+    await placement.release(servers[0])
+    assert not await placement.claim(new(), {host: BOOT}, "p", "u")
+    await placement.release(servers[1])
+    assert await placement.claim(new(), {host: BOOT}, "p", "u")
 
 
 async def test_a_claim_is_held_until_its_release(placement: Placement, host: str) -> None:

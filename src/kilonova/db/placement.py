@@ -36,7 +36,9 @@ _ADD_CONSUMER = Statement(
 _LOCK_CONSUMER = Statement(select(_c.c.uuid).where(_c.c.uuid == bindparam("uuid")).with_for_update())
 _DROP_CONSUMER = Statement(delete(_c).where(_c.c.uuid == bindparam("uuid")))
 _BUMP = Statement(
-    update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + _amount("by"))
+    update(_p)
+    .where(_p.c.uuid == bindparam("of"))
+    .values(generation=_p.c.generation + _amount("by"), revision=_p.c.revision + _amount("by"))
 )
 _ALLOWED = (
     _key(_i.c.provider),
@@ -50,7 +52,6 @@ _TAKE = Statement(
     .where(*_ALLOWED, _i.c.used + _amount("more") <= (_i.c.total - _i.c.reserved) * _i.c.allocation_ratio)
     .values(used=_i.c.used + _amount("more"))
 )
-_SHRINK = Statement(update(_i).where(*_ALLOWED).values(used=_i.c.used - _amount("less")))
 _GIVE = Statement(
     update(_i)
     .where(_key(_i.c.provider), _key(_i.c.resource_class))
@@ -70,10 +71,6 @@ _USED = Statement(select(_i.c.provider, _i.c.resource_class, _i.c.used))
 
 Held = dict[str, dict[str, int]]
 """Provider uuid -> resource class -> amount."""
-
-
-class DoesNotFit(Conflict):
-    """There is no room for these allocations, or no such inventory."""
 
 
 def claim(
@@ -99,11 +96,7 @@ def claim(
     for provider in sorted(wanted):
         if not tx.run(_BUMP, of=provider, by=1):
             raise NotFound(f"No resource provider with uuid {provider} found.")
-    rows = [
-        _row(consumer, provider, name, wanted[provider][name])
-        for provider in sorted(wanted)
-        for name in sorted(wanted[provider])
-    ]
+    rows = rows_of(consumer, wanted)
     if not _take(tx, rows):
         for provider in wanted:
             tx.run(_BUMP, of=provider, by=-1)
@@ -141,8 +134,13 @@ def _take(tx: Tx, rows: list[dict[str, Any]]) -> bool:
     return True
 
 
-def _row(consumer: str, provider: str, name: str, amount: int) -> dict[str, Any]:
-    return {"consumer": consumer, "provider": provider, "resource_class": name, "amount": amount}
+def rows_of(consumer: str, held: Held) -> list[dict[str, Any]]:
+    """The rows of the table of allocations, in the order in which all book."""
+    return [
+        {"consumer": consumer, "provider": provider, "resource_class": name, "amount": held[provider][name]}
+        for provider in sorted(held)
+        for name in sorted(held[provider])
+    ]
 
 
 def _holds(tx: Tx, consumer: str, wanted: Held) -> bool:
@@ -174,45 +172,6 @@ def release(tx: Tx, consumer: str) -> bool:
             tx.run(_GIVE, of_provider=provider, of_resource_class=name, amount=found[provider][name])
     tx.run(_DROP, consumer=consumer)
     return True
-
-
-def replace(tx: Tx, consumer: str, old: Held, new: Held) -> None:
-    """Exchange what a consumer (whose row the caller has locked) holds.
-
-    Whatever grows must fit; what shrinks or stays may stand on a provider that is too full by now, but
-    what shrinks must be of an allowed size.
-    Raises NotFound for a provider that is not there and DoesNotFit.
-    """
-    for provider in sorted({*old, *new}):
-        if not tx.run(_BUMP, of=provider, by=1):
-            raise NotFound(f"No resource provider with uuid {provider} found.")
-        before, after = old.get(provider, {}), new.get(provider, {})
-        for name in sorted({*before, *after}):
-            _exchange(tx, provider, name, before.get(name, 0), after.get(name, 0))
-    tx.run(_DROP, consumer=consumer)
-    rows = [
-        _row(consumer, provider, name, amount)
-        for provider, amounts in new.items()
-        for name, amount in amounts.items()
-    ]
-    tx.run_many(_ADD, rows)
-
-
-def _exchange(tx: Tx, provider: str, name: str, before: int, after: int) -> None:
-    place = {"of_provider": provider, "of_resource_class": name}
-    if after == before:
-        return
-    if after == 0:
-        tx.run(_GIVE, amount=before, **place)
-    elif not (
-        tx.run(_SHRINK, amount=after, less=before - after, **place)
-        if after < before
-        else tx.run(_TAKE, amount=after, more=after - before, **place)
-    ):
-        raise DoesNotFit(
-            f"Unable to create allocation for '{name}' on resource provider '{provider}': {after} do not fit "
-            "its inventory (capacity, min_unit, max_unit or step_size), or it has none."
-        )
 
 
 class Difference(msgspec.Struct, frozen=True):

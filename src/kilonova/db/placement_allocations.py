@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,9 +11,11 @@ from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 
 from kilonova.db import placement
 from kilonova.db.engine import Statement, Tx
-from kilonova.db.placement_providers import ConcurrentUpdate
+from kilonova.db.placement_exchange import Change, exchange
+from kilonova.db.placement_providers import ConcurrentUpdate, Provider, bump
 from kilonova.db.placement_providers import lock as lock_provider
 from kilonova.db.tables.placement import allocations, consumers
+from kilonova.errors import Conflict, NotFound
 
 _a, _c = allocations, consumers
 
@@ -39,6 +42,7 @@ _SET = Statement(
     .values({f: bindparam("new_" + f) for f in ("generation", "project_id", "user_id", "consumer_type")})
 )
 _DROP = Statement(delete(_c).where(_c.c.uuid == bindparam("uuid")))
+_HAND_OVER = Statement(update(_a).where(_a.c.consumer == bindparam("of")).values(consumer=bindparam("to")))
 _ON_PROVIDER = Statement(
     select(_a.c.consumer, _a.c.resource_class, _a.c.amount, _c.c.generation)
     .join_from(_a, _c, _a.c.consumer == _c.c.uuid)
@@ -60,6 +64,10 @@ def on_provider(tx: Tx, provider: str) -> dict[str, tuple[int, dict[str, int]]]:
     return result
 
 
+class NoSuchProvider(NotFound):
+    """Something is asked of a provider that is not there."""
+
+
 ANY = object()
 """Stands for a generation that the caller does not care about."""
 
@@ -75,23 +83,47 @@ class Put(msgspec.Struct, frozen=True):
     generation: object = ANY
 
 
-def put(tx: Tx, wanted: list[Put]) -> None:
-    """Make that all that these (different) consumers hold, all or nothing.
+class Locked(msgspec.Struct, frozen=True):
+    """Consumers as they are, what they hold, and all providers that this or the change concerns."""
+
+    consumers: dict[str, Consumer]
+    held: dict[str, placement.Held]
+    providers: dict[str, Provider]
+
+
+def lock(tx: Tx, wanted: Sequence[Put], generations: Mapping[str, int | None] | None = None) -> Locked:
+    """Have nobody else change these (different) consumers, and the providers that they hold something of or
+    shall, and those of ``generations`` (uuid -> generation that the caller knows, None for any).
 
     Locks are taken as everywhere in placement: consumers, then providers, each in the order of their uuids.
-    Raises ConcurrentUpdate, NotFound (a provider), kilonova.db.placement.DoesNotFit.
+    Raises ConcurrentUpdate, and NoSuchProvider.
     """
+    known = generations or {}
     found = {
         each.consumer.uuid: _lock(tx, each) for each in sorted(wanted, key=lambda each: each.consumer.uuid)
     }
     held = {uuid: placement.held(tx, uuid) for uuid in found}
-    places = {provider for each in wanted for provider in each.resources}
-    for provider in sorted(places.union(*held.values())):
-        lock_provider(tx, provider)
-    # who gives something back goes first, so that another may have it
-    for each in sorted(wanted, key=lambda each: bool(each.resources)):
-        placement.replace(tx, each.consumer.uuid, held[each.consumer.uuid], each.resources)
-        _note(tx, each, found[each.consumer.uuid])
+    places = {*known, *(provider for each in wanted for provider in each.resources)}
+    locked: dict[str, Provider] = {}
+    for uuid in sorted(places.union(*held.values())):
+        try:
+            locked[uuid] = lock_provider(tx, uuid, known.get(uuid))
+        except NotFound as error:
+            raise NoSuchProvider(f"No resource provider with uuid {uuid} found.") from error
+    return Locked(found, held, locked)
+
+
+def put(tx: Tx, wanted: Sequence[Put], locked: Locked | None = None) -> None:
+    """Make that all that these (different) consumers hold, all or nothing.
+
+    Raises ConcurrentUpdate, NoSuchProvider, kilonova.db.placement_exchange.DoesNotFit.
+    """
+    locked = locked or lock(tx, wanted)
+    changes = [Change(each.consumer.uuid, locked.held[each.consumer.uuid], each.resources) for each in wanted]
+    concerned = {uuid for each in changes for uuid in (*each.old, *each.new)}
+    exchange(tx, changes, {uuid: locked.providers[uuid] for uuid in concerned})
+    for each in wanted:
+        _note(tx, each, locked.consumers[each.consumer.uuid])
 
 
 def _lock(tx: Tx, wanted: Put) -> Consumer:
@@ -105,9 +137,13 @@ def _lock(tx: Tx, wanted: Put) -> Consumer:
     found = Consumer(**dict(zip(Consumer.__struct_fields__, row, strict=True)))
     known = None if made else found.generation
     if wanted.generation is not ANY and wanted.generation != known:
-        expected, got = ("null" if each is None else each for each in (known, wanted.generation))
-        raise ConcurrentUpdate(f"consumer generation conflict - expected {expected} but got {got}")
+        raise _other_generation(known, wanted.generation)
     return found
+
+
+def _other_generation(known: int | None, given: object) -> ConcurrentUpdate:
+    expected, got = ("null" if each is None else each for each in (known, given))
+    return ConcurrentUpdate(f"consumer generation conflict - expected {expected} but got {got}")
 
 
 def _note(tx: Tx, wanted: Put, found: Consumer) -> None:
@@ -124,6 +160,35 @@ def _note(tx: Tx, wanted: Put, found: Consumer) -> None:
         new_user_id=consumer.user_id,
         new_consumer_type=found.consumer_type if consumer.consumer_type is None else consumer.consumer_type,
     )
+
+
+def move(tx: Tx, consumer: str, to: str, generation: object = ANY, consumer_type: str | None = None) -> bool:
+    """Hand all that a consumer holds to another, which holds nothing; the first is no consumer any more.
+
+    False when it holds nothing (any more).  Nothing is given back in between, so that it goes on a full
+    provider as well.  Raises ConcurrentUpdate (``generation`` of the first), Conflict (the other holds
+    something).
+    """
+    first = None
+    for uuid in sorted((consumer, to)):
+        row = tx.one(_LOCK, uuid=uuid)
+        if uuid == consumer:
+            first = row
+    if first is None:
+        return False
+    owner = Consumer(**dict(zip(Consumer.__struct_fields__, first, strict=True)))
+    if generation is not ANY and generation != owner.generation:
+        raise _other_generation(owner.generation, generation)
+    heir = msgspec.structs.replace(
+        owner, uuid=to, generation=1, consumer_type=consumer_type or owner.consumer_type
+    )
+    if not tx.run(_ADD, **msgspec.structs.asdict(heir)):
+        raise Conflict(f"Consumer {to} holds allocations of its own: release them first.")
+    for provider in sorted(placement.held(tx, consumer)):
+        bump(tx, lock_provider(tx, provider))
+    tx.run(_HAND_OVER, of=consumer, to=to)
+    tx.run(_DROP, uuid=consumer)
+    return True
 
 
 class Usage(msgspec.Struct, frozen=True):

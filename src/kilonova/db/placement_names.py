@@ -14,6 +14,7 @@ from kilonova.db.tables.placement import (
     custom_traits,
     inventories,
     provider_traits,
+    resource_providers,
 )
 
 
@@ -66,6 +67,9 @@ resource_classes = Names(custom_resource_classes, inventories.c.resource_class)
 
 def rename_class(tx: Tx, name: str, new: str) -> None:
     """Give a resource class of one's own another name, wherever it is used."""
+    holders = select(inventories.c.provider).where(inventories.c.resource_class == name)
+    changed = update(resource_providers).where(resource_providers.c.uuid.in_(holders))
+    tx.run(changed.values(revision=resource_providers.c.revision + 1))
     for table in (inventories, allocations):
         tx.run(update(table).where(table.c.resource_class == name).values(resource_class=new))
     resource_classes.drop(tx, name)

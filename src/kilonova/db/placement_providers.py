@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ _FIELDS = Inventory.__struct_fields__
 _inventory_columns = [_i.c[name] for name in _FIELDS]
 
 T = TypeVar("T")
+
+REVISION_BITS = 40  # so that the sum over a million providers is a 64-bit number
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,16 +71,27 @@ _CHILD = Statement(select(_p.c.uuid).where(_p.c.parent == bindparam("uuid")).lim
 _CHANGE = Statement(
     update(_p)
     .where(_p.c.uuid == bindparam("of"))
-    .values(name=bindparam("new_name"), parent=bindparam("new_parent"), root=bindparam("new_root"))
+    .values(
+        name=bindparam("new_name"),
+        parent=bindparam("new_parent"),
+        root=bindparam("new_root"),
+        revision=_p.c.revision + 1,
+    )
 )
-_BUMP = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + 1))
+_BUMP = Statement(
+    update(_p)
+    .where(_p.c.uuid == bindparam("of"))
+    .values(generation=_p.c.generation + 1, revision=_p.c.revision + 1)
+)
+_TOUCH = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(revision=_p.c.revision + 1))
 _TREE = Statement(select(_p.c.uuid, _p.c.parent).where(_p.c.root == bindparam("root")))
-_ROOT = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(root=bindparam("new")))
+_ROOT = Statement(
+    update(_p).where(_p.c.uuid == bindparam("of")).values(root=bindparam("new"), revision=_p.c.revision + 1)
+)
 
 _STOCK = Statement(
     select(_i.c.resource_class, _i.c.used, *_inventory_columns).where(_i.c.provider == bindparam("provider"))
 )
-_ALL_STOCK = Statement(select(_i.c.provider, _i.c.resource_class, _i.c.used, *_inventory_columns))
 _ADD_STOCK = insert_into(_i)
 _SET_STOCK = Statement(
     update(_i)
@@ -101,7 +115,6 @@ class _Names:
         name = table.c[column]
         of = table.c.provider == bindparam("of")
         self._column = column
-        self._all = Statement(select(table.c.provider, name))
         self._of = Statement(select(name).where(of))
         self._add = Statement(
             insert_unless_there(table)
@@ -109,12 +122,6 @@ class _Names:
             .on_conflict_do_nothing()
         )
         self._drop = Statement(delete(table).where(of, name == bindparam("dropped")))
-
-    def by_provider(self, tx: Tx) -> dict[str, set[str]]:
-        result: dict[str, set[str]] = {}
-        for provider, name in tx.all(self._all):
-            result.setdefault(provider, set()).add(name)
-        return result
 
     def of(self, tx: Tx, provider: str) -> set[str]:
         return {row[0] for row in tx.all(self._of, of=provider)}
@@ -173,6 +180,11 @@ def bump(tx: Tx, provider: Provider) -> Provider:
     return msgspec.structs.replace(provider, generation=provider.generation + 1)
 
 
+def touch(tx: Tx, uuid: str) -> None:
+    """Tell views in memory of a change that does not count for the generation."""
+    tx.run(_TOUCH, of=uuid)
+
+
 def list_all(tx: Tx) -> list[Provider]:
     return [Provider(**dict(zip(Provider.__struct_fields__, row, strict=True))) for row in tx.all(_ALL)]
 
@@ -183,14 +195,15 @@ def select_where(tx: Tx, *conditions: ColumnElement[bool]) -> list[Provider]:
     return [Provider(**dict(zip(Provider.__struct_fields__, row, strict=True))) for row in rows]
 
 
-def create(tx: Tx, uuid: str, name: str, parent: str | None = None) -> Provider:
+def create(tx: Tx, uuid: str, name: str, parent: str | None = None, *, reported: bool = False) -> Provider:
     """Add a provider.  Raises DuplicateName, and Invalid for a parent that does not exist."""
     above = None if parent is None else _parent(tx, parent)
     if tx.one(_SHOW, uuid=uuid) is not None:
         raise DuplicateName(f"Conflicting resource provider uuid: {uuid} already exists.")
     _check_name(tx, uuid, name)
     made = Provider(uuid=uuid, name=name, generation=0, parent=parent, root=above.root if above else uuid)
-    tx.run(_ADD, **msgspec.structs.asdict(made))
+    revision = secrets.randbits(REVISION_BITS)
+    tx.run(_ADD, revision=revision, reported=reported, **msgspec.structs.asdict(made))
     return made
 
 
@@ -237,16 +250,16 @@ def change(tx: Tx, uuid: str, name: str, parent: str | None, *, reparent: bool) 
     if parent != provider.parent:
         if provider.parent is not None and not reparent:
             raise Invalid(f"re-parenting provider {uuid} is not currently allowed.")
-        below = _below(tx, provider)
-        if parent in below:
+        under = below(tx, provider)
+        if parent in under:
             raise Invalid(f"creating a loop in the provider tree is not allowed: {parent} is below {uuid}.")
         root = uuid if parent is None else _parent(tx, parent).root
-        tx.run_many(_ROOT, [{"of": each, "new": root} for each in sorted(below - {uuid})])
+        tx.run_many(_ROOT, [{"of": each, "new": root} for each in sorted(under - {uuid})])
     tx.run(_CHANGE, of=uuid, new_name=name, new_parent=parent, new_root=root)
     return show(tx, uuid)
 
 
-def _below(tx: Tx, provider: Provider) -> set[str]:
+def below(tx: Tx, provider: Provider) -> set[str]:
     """The provider itself and all that are under it."""
     children: dict[str | None, list[str]] = {}
     for uuid, parent in tx.all(_TREE, root=provider.root):
@@ -280,15 +293,6 @@ def stock(tx: Tx, uuid: str) -> dict[str, Stock]:
         row[0]: Stock(Inventory(**dict(zip(_FIELDS, row[2:], strict=True))), row[1])
         for row in tx.all(_STOCK, provider=uuid)
     }
-
-
-def all_stock(tx: Tx) -> dict[str, dict[str, Stock]]:
-    """The same of all providers."""
-    result: dict[str, dict[str, Stock]] = {}
-    for row in tx.all(_ALL_STOCK):
-        inventory = Inventory(**dict(zip(_FIELDS, row[3:], strict=True)))
-        result.setdefault(row[0], {})[row[1]] = Stock(inventory, row[2])
-    return result
 
 
 def set_stock(tx: Tx, uuid: str, wanted: Mapping[str, Inventory]) -> bool:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from sqlalchemy import Index, PrimaryKeyConstraint, Table
 
-from kilonova.db.tables import metadata, number, real, text
+from kilonova.db.tables import flag, metadata, number, real, text
 
+# ``revision`` counts every change of a provider and of all that is its own, also those that the API's
+# generation does not tell of: views in memory are kept fresh by it.  It starts at random, so that a provider
+# that is made anew is not taken for the old one.  ``reported``: made by what a host says of itself.
 resource_providers = Table(
     "resource_providers",
     metadata,
@@ -18,6 +21,8 @@ resource_providers = Table(
     number("generation"),
     text("parent", nullable=True),
     text("root"),
+    number("revision"),
+    flag("reported"),
     Index("resource_providers_by_root", "root"),
     Index("resource_providers_by_parent", "parent"),
 )

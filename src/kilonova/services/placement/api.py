@@ -116,9 +116,7 @@ class _Endpoint:
         if version < found.since:
             raise HTTPException(404 if _is_new(self._methods, version) else 405)
         try:
-            return await found.handler(
-                Call(self._placement.db, self._placement.clock, request, context, version)
-            )
+            return await found.handler(Call(self._placement, request, context, version))
         except UniqueViolation as error:
             raise providers.ConcurrentUpdate("Somebody else has just changed this: repeat.") from error
 

@@ -113,7 +113,7 @@ def _put(tx: Tx, wanted: list[Put]) -> None:
                 raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
     try:
         allocations.put(tx, wanted)
-    except NotFound as error:
+    except allocations.NoSuchProvider as error:
         raise Invalid(f"Unable to allocate inventory: {error}") from error
 
 

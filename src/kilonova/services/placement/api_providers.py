@@ -10,7 +10,6 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from kilonova.db import placement_providers as providers
-from kilonova.db import placement_report
 from kilonova.db.engine import Tx
 from kilonova.db.placement_providers import Provider
 from kilonova.db.tables.placement import resource_providers
@@ -90,12 +89,9 @@ async def index(call: Call) -> Response:
                 raise BadQuery(f"Invalid query string parameters: '{name}' must be a uuid.")
             wanted[name] = [found_uuid]
 
-    def look(tx: Tx) -> list[Provider]:
-        tests = _tests(tx, wanted, call.version)
-        return [each.provider for each in placement_report.summaries(tx) if all(test(each) for test in tests)]
-
-    found = await call.db.read(look)
-    return call.answer({"resource_providers": [view(call, each) for each in found]})
+    all_of, tests = await call.views.look(lambda tx: _tests(tx, wanted, call.version))
+    found = [each.found for each in all_of.by_name if all(test(each.found) for test in tests)]
+    return call.answer({"resource_providers": [view(call, each.provider) for each in found]})
 
 
 def _tests(tx: Tx, wanted: dict[str, list[str]], version: int) -> list[queries.Test]:
@@ -200,7 +196,10 @@ async def put_aggregates(call: Call) -> Response:
     def change(tx: Tx) -> Provider:
         found = providers.lock(tx, of, generation)
         providers.aggregates_of.replace(tx, of, wanted)
-        return found if generation is None else providers.bump(tx, found)
+        if generation is None:
+            providers.touch(tx, of)
+            return found
+        return providers.bump(tx, found)
 
     return _aggregates(call, await call.db.write(change), wanted)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from kilonova.clock import Clock
 from kilonova.db import placement as bookings
+from kilonova.db import placement_allocations, placement_providers, placement_report, placement_reshape
 from kilonova.db import placement_names as names
-from kilonova.db import placement_providers, placement_report
 from kilonova.db.engine import Database, Tx, UniqueViolation
 from kilonova.errors import Invalid, NotFound, TryAgain
-from kilonova.model.host import Inventory
+from kilonova.model.host import Inventory, ProviderReport
 from kilonova.services.placement import standard
 from kilonova.services.placement.port import Allocations, Also, ProviderSummary
+from kilonova.services.placement.view import Views
+
+T = TypeVar("T")
 
 ATTEMPTS = 3  # to report a provider that somebody else is making at the same moment
 
@@ -27,32 +32,51 @@ class BuiltinPlacement:
     def __init__(self, db: Database, clock: Clock) -> None:
         self.db = db
         self.clock = clock
+        self.views = Views(db)
 
     async def report(
-        self, uuid: str, name: str, inventories: dict[str, Inventory], traits: tuple[str, ...]
+        self,
+        uuid: str,
+        name: str,
+        inventories: dict[str, Inventory],
+        traits: tuple[str, ...],
+        initial_ratios: tuple[str, ...] = (),
     ) -> None:
+        one = ProviderReport(
+            uuid=uuid, name=name, inventories=inventories, traits=traits, initial_ratios=initial_ratios
+        )
+        await self._told([one], lambda tx: placement_report.report(tx, one))
+
+    async def report_tree(self, providers: Sequence[ProviderReport]) -> list[str]:
+        return await self._told(providers, lambda tx: placement_report.report_tree(tx, providers))
+
+    async def _told(self, reports: Sequence[ProviderReport], write: Callable[[Tx], T]) -> T:
         """Also remembers the names of traits and classes that are not standard, so that they are listed.
 
         Raises Invalid for a name that cannot be one.
         """
-        for each in (*inventories, *traits):
-            if not standard.is_name(each):
-                raise Invalid(f"'{each}' is no name of a trait or a resource class (A-Z, 0-9 and _).")
-        new_classes = set(inventories) - set(standard.RESOURCE_CLASSES)
-        new_traits = set(traits) - standard.TRAITS
+        classes = {name for each in reports for name in each.inventories}
+        traits = {name for each in reports for name in each.traits}
+        for name in (*classes, *traits):
+            if not standard.is_name(name):
+                raise Invalid(f"'{name}' is no name of a trait or a resource class (A-Z, 0-9 and _).")
 
-        def transaction(tx: Tx) -> None:
-            names.resource_classes.add_all(tx, new_classes)
-            names.traits.add_all(tx, new_traits)
-            placement_report.report(tx, uuid, name, inventories, traits)
+        def transaction(tx: Tx) -> T:
+            names.resource_classes.add_all(tx, classes - set(standard.RESOURCE_CLASSES))
+            names.traits.add_all(tx, traits - standard.TRAITS)
+            return write(tx)
 
         for _ in range(ATTEMPTS):
             try:
-                await self.db.write(transaction)
+                return await self.db.write(transaction)
             except UniqueViolation:
                 continue
-            return
-        raise TryAgain(f"Provider {uuid} is being changed by others.")
+        raise TryAgain(f"Provider {reports[0].uuid} is being changed by others.")
+
+    async def reshape(
+        self, inventories: dict[str, dict[str, Inventory]], allocations: dict[str, Allocations]
+    ) -> None:
+        await self.db.write(lambda tx: placement_reshape.rebooked(tx, inventories, allocations))
 
     async def remove(self, uuid: str) -> None:
         with contextlib.suppress(NotFound):
@@ -65,7 +89,7 @@ class BuiltinPlacement:
         await self.db.write(lambda tx: placement_report.put(tx, uuid, "trait", trait, present))
 
     async def providers(self) -> list[ProviderSummary]:
-        return [_summary(each) for each in await self.db.read(placement_report.summaries)]
+        return [node.summary for node in (await self.views.current()).by_name]
 
     async def claim(
         self,
@@ -85,6 +109,28 @@ class BuiltinPlacement:
                 raise _TakenBack
             return fitted
 
+        return await self._unless_taken_back(transaction)
+
+    async def move(
+        self,
+        consumer: str,
+        to: str,
+        *,
+        consumer_type: str | None = None,
+        generation: int | None = None,
+        also: Also | None = None,
+    ) -> bool:
+        known = placement_allocations.ANY if generation is None else generation
+
+        def transaction(tx: Tx) -> bool:
+            moved = placement_allocations.move(tx, consumer, to, known, consumer_type)
+            if moved and also is not None and also(tx) is False:
+                raise _TakenBack
+            return moved
+
+        return await self._unless_taken_back(transaction)
+
+    async def _unless_taken_back(self, transaction: Callable[[Tx], bool]) -> bool:
         try:
             return await self.db.write(transaction)
         except _TakenBack:
@@ -95,16 +141,3 @@ class BuiltinPlacement:
 
     async def held(self, consumer: str) -> Allocations:
         return await self.db.read(lambda tx: bookings.held(tx, consumer))
-
-
-def _summary(found: placement_report.Summary) -> ProviderSummary:
-    return ProviderSummary(
-        uuid=found.provider.uuid,
-        name=found.provider.name,
-        generation=found.provider.generation,
-        inventories={name: stock.inventory for name, stock in found.stock.items()},
-        used={name: stock.used for name, stock in found.stock.items()},
-        traits=found.traits,
-        aggregates=found.aggregates,
-        parent=found.provider.parent,
-    )

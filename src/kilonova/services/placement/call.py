@@ -13,11 +13,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kilonova.clock import SECOND, Clock
+from kilonova.clock import SECOND
 from kilonova.db import placement_providers as providers
 from kilonova.db.engine import Database, Tx
 from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.model.context import RequestContext
+from kilonova.services.placement.builtin import BuiltinPlacement
+from kilonova.services.placement.view import Views
 from kilonova.web.json import JsonResponse, parse_object, read_body
 from kilonova.web.storable import is_storable
 
@@ -50,11 +52,18 @@ class BadQuery(Invalid):
 class Call:
     """``version`` is the x of the microversion 1.x."""
 
-    db: Database
-    clock: Clock
+    placement: BuiltinPlacement
     request: Request
     context: RequestContext
     version: int
+
+    @property
+    def db(self) -> Database:
+        return self.placement.db
+
+    @property
+    def views(self) -> Views:
+        return self.placement.views
 
     def part(self, name: str) -> str:
         """A part of the path."""
@@ -108,7 +117,7 @@ class Call:
     def dated(self, response: Response) -> Response:
         """The answer with the headers that caches read, from 1.15 on."""
         if self.version >= 15:
-            response.headers["last-modified"] = formatdate(self.clock.now() // SECOND, usegmt=True)
+            response.headers["last-modified"] = formatdate(self.placement.clock.now() // SECOND, usegmt=True)
             response.headers["cache-control"] = "no-cache"
         return response
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from kilonova.db.engine import Tx
-from kilonova.model.host import Inventory
+from kilonova.model.host import Inventory, ProviderReport
 
 Allocations = dict[str, dict[str, int]]
 """Provider uuid -> resource class -> amount."""
@@ -32,9 +32,37 @@ class ProviderSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 class Placement(Protocol):
     async def report(
-        self, uuid: str, name: str, inventories: dict[str, Inventory], traits: tuple[str, ...]
+        self,
+        uuid: str,
+        name: str,
+        inventories: dict[str, Inventory],
+        traits: tuple[str, ...],
+        initial_ratios: tuple[str, ...] = (),
     ) -> None:
-        """Say what a provider has; made if it is new.  Raises Conflict when less than is in use."""
+        """Say what a provider has; made if it is new.  ``initial_ratios``: see ProviderReport.
+
+        Less than is in use may be left, as in Placement: nothing fits until there is room again.  Raises
+        Conflict when a class would go that is in use.
+        """
+
+    async def report_tree(self, providers: Sequence[ProviderReport]) -> list[str]:
+        """Say what a host's whole tree has, parents before their children: one transaction.
+
+        Providers below these that were reported before and are not any more go away.  Those that somebody
+        holds something of stay, and those above them: their uuids are the answer.  What others have made by
+        the API stays.  Raises Conflict as ``report`` does, Invalid for a tree that is none.
+        """
+
+    async def reshape(
+        self, inventories: dict[str, dict[str, Inventory]], allocations: dict[str, Allocations]
+    ) -> None:
+        """Move inventories between providers that are there, together with what is held of them: one
+        transaction.
+
+        ``inventories``: provider -> all that it shall have.  ``allocations``: consumer -> all that it shall
+        hold; the others keep what they hold.  Raises NotFound (a provider; a consumer that holds nothing),
+        Conflict (it does not fit, somebody else holds what would go, or has changed it meanwhile).
+        """
 
     async def remove(self, uuid: str) -> None:
         """Forget a provider; one that is not there is forgotten already.  Raises Conflict while anything is
@@ -65,6 +93,24 @@ class Placement(Protocol):
         so; an error of ``also`` goes on.  Converges: a consumer that holds exactly this gets True, after
         ``also`` was run again.  Raises NotFound for an unknown provider, Conflict for a consumer that holds
         something else.
+        """
+
+    async def move(
+        self,
+        consumer: str,
+        to: str,
+        *,
+        consumer_type: str | None = None,
+        generation: int | None = None,
+        also: Also | None = None,
+    ) -> bool:
+        """Hand all that ``consumer`` holds to ``to``, which holds nothing: one transaction, and nothing is
+        given back in between, so that it goes on a full host as well.
+
+        False when there is nothing (any more), and then ``also`` is not run; as in ``claim`` it can undo all.
+        ``consumer_type``: of the other, by default that of the first.  ``generation``: what the caller knows
+        of the first, None for any.  Raises Conflict when the other holds something, or the generation is
+        another one.
         """
 
     async def release(self, consumer: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kilonova.db.placement_report import Summary
+from kilonova.db.placement_view import Summary
 from kilonova.services.placement import standard
 from kilonova.services.placement.call import BadQuery, read_uuid
 
