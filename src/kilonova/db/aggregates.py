@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, delete, func, literal, select, update
 
-from kilonova.db import hosts
-from kilonova.db.engine import Row, Statement, Tx, insert_into
+from kilonova.db import epochs, hosts
+from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
 from kilonova.db.tables.compute import aggregate_hosts, aggregates, instances
 from kilonova.db.tables.compute import hosts as hosts_table
 from kilonova.errors import Conflict, Invalid, NotFound, Refused
@@ -70,7 +70,7 @@ HAS_SERVERS = Statement(
 SET_ZONE = Statement(
     update(hosts_table)
     .where(hosts_table.c.host == bindparam("of"))
-    .values(availability_zone=bindparam("new_zone"))
+    .values(availability_zone=bindparam("new_zone"), changed_at=db_now())
 )
 COUNT_MEMBERS = Statement(
     select(func.count()).select_from(aggregate_hosts).where(_m.aggregate_id == bindparam("of"))
@@ -161,6 +161,7 @@ def _write(tx: Tx, aggregate: Aggregate, now: int) -> None:
         new_metadata=_encode(aggregate.metadata).decode(),
         now=now,
     )
+    epochs.bump(tx, epochs.AGGREGATES)
 
 
 def remove(tx: Tx, number: int) -> Aggregate:
@@ -169,6 +170,7 @@ def remove(tx: Tx, number: int) -> Aggregate:
     if found.hosts:
         raise Invalid(f"Unable to delete aggregate {number}: hosts are in it ({', '.join(found.hosts)}).")
     tx.run(DROP, of=number)
+    epochs.bump(tx, epochs.AGGREGATES)
     return found
 
 
@@ -202,7 +204,8 @@ def remove_host(tx: Tx, number: int, host: str, now: int) -> Aggregate:
 
 def forget_host(tx: Tx, host: str) -> None:
     """A host that is deleted is in no aggregate."""
-    tx.run(DROP_HOST, host=host)
+    if tx.run(DROP_HOST, host=host):
+        epochs.bump(tx, epochs.AGGREGATES)
 
 
 def _move(tx: Tx, aggregate: Aggregate, host: str, zone: str | None, refusal: type[Refused]) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from kilonova.clock import SECOND
-from kilonova.db.engine import Row, Statement, Tx, insert_into
+from kilonova.db import epochs
+from kilonova.db.engine import Row, Statement, Tx, db_now
 from kilonova.db.tables.compute import hosts, instances
 from kilonova.errors import Conflict, NotFound
-from kilonova.model.host import Host, HostReport
+from kilonova.model.host import Host, HostReport, Metric
 
 _t = hosts
 _names = Host.__struct_fields__
@@ -31,8 +32,13 @@ _REPORTED = (
     "details",
     "started_at",
     "version",
+    "metrics",
 )
-INSERT = insert_into(hosts, returning="id")
+INSERT = Statement(
+    insert(_t)
+    .values({name: bindparam(name) for name in _names if name != "id"} | {"changed_at": db_now()})
+    .returning(_t.c.id)
+)
 ALL = Statement(select(*_columns).order_by(_t.c.id))
 SHOW = Statement(select(*_columns).where(_t.c.host == bindparam("host")))
 BY_SERVICE = Statement(select(*_columns).where(_t.c.service_uuid == bindparam("service_uuid")))
@@ -50,6 +56,7 @@ REPORT = Statement(
         last_seen_at=bindparam("now"),
         report_count=_t.c.report_count + 1,
         updated_at=bindparam("now"),
+        changed_at=db_now(),
     )
 )
 HEARTBEAT_CLAUSE = (
@@ -63,12 +70,27 @@ SESSION = Statement(select(_t.c.session, _t.c.version).where(_t.c.host == bindpa
 DISABLE = Statement(
     update(_t)
     .where(_t.c.host == bindparam("of"))
-    .values(disabled=bindparam("new"), disabled_reason=bindparam("reason"), updated_at=bindparam("now"))
+    .values(
+        disabled=bindparam("new"),
+        disabled_reason=bindparam("reason"),
+        updated_at=bindparam("now"),
+        changed_at=db_now(),
+    )
 )
 FORCE_DOWN = Statement(
     update(_t)
     .where(_t.c.host == bindparam("of"))
-    .values(forced_down=bindparam("new"), updated_at=bindparam("now"))
+    .values(forced_down=bindparam("new"), updated_at=bindparam("now"), changed_at=db_now())
+)
+COUNT_FAILED_BUILD = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"))
+    .values(failed_builds=_t.c.failed_builds + 1, changed_at=db_now())
+)
+FORGET_FAILED_BUILDS = Statement(
+    update(_t)
+    .where(_t.c.host == bindparam("of"), _t.c.failed_builds > 0)
+    .values(failed_builds=0, changed_at=db_now())
 )
 DELETE = Statement(delete(_t).where(_t.c.host == bindparam("host")))
 COUNT = Statement(select(func.count()).select_from(_t))
@@ -85,6 +107,7 @@ _details = msgspec.json.Decoder(dict[str, str]).decode
 _decoders: dict[str, Callable[[Any], Any]] = {
     "cpu_info": _cpu_info,
     "details": _details,
+    "metrics": msgspec.json.Decoder(tuple[Metric, ...]).decode,
     "disabled": bool,
     "forced_down": bool,
 }
@@ -128,6 +151,7 @@ def upsert(
     reported: dict[str, Any] = {name: getattr(report, name) for name in _REPORTED}
     reported["cpu_info"] = _encode(report.cpu_info).decode()
     reported["details"] = _encode(report.details).decode()
+    reported["metrics"] = _encode(report.metrics).decode()
     if known:
         new = {f"new_{name}": value for name, value in reported.items()}
         tx.run(REPORT, of=report.host, now=now, new_session=session, **new)
@@ -145,6 +169,7 @@ def upsert(
             "created_at": now,
             "updated_at": None,
             "session": session,
+            "failed_builds": 0,
             **reported,
         }
         tx.scalar(INSERT, **values)
@@ -215,6 +240,17 @@ def remove(tx: Tx, host: str) -> None:
     """Forget a host.  Raises NotFound."""
     if not tx.run(DELETE, host=host):
         raise NotFound(f"Compute host {host} could not be found.")
+    epochs.bump(tx, epochs.HOSTS)
+
+
+def count_failed_build(tx: Tx, host: str) -> None:
+    """A server could not be made there."""
+    tx.run(COUNT_FAILED_BUILD, of=host)
+
+
+def forget_failed_builds(tx: Tx, host: str) -> None:
+    """A server was made there, so that whatever failed before is over."""
+    tx.run(FORGET_FAILED_BUILDS, of=host)
 
 
 def count(tx: Tx) -> int:

@@ -105,3 +105,5 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int = 0
     session: str = ""  # of its agent, when that is over the bus
     version: str = ""  # of the messages that its agent knows
+    metrics: tuple[Metric, ...] = ()
+    failed_builds: int = 0  # since the last one that succeeded

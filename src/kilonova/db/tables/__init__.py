@@ -41,6 +41,15 @@ def serial(name: str = "id") -> Column[int]:
 
 def load_all() -> MetaData:
     """The metadata with every table in it."""
-    from kilonova.db.tables import cells, compute, identity, image, journal, network, placement  # noqa: F401
+    from kilonova.db.tables import (  # noqa: F401
+        cells,
+        compute,
+        identity,
+        image,
+        journal,
+        network,
+        placement,
+        scheduling,
+    )
 
     return metadata

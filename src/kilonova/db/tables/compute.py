@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Index, PrimaryKeyConstraint, Table, UniqueConstraint
+from sqlalchemy import Index, PrimaryKeyConstraint, Table, UniqueConstraint, literal_column
 
 from kilonova.db.tables import flag, json_text, metadata, number, real, serial, text
+
+_BUSY = literal_column("task_state").is_not(None) & literal_column("deleted_at").is_(None)
 
 instances = Table(
     "instances",
@@ -54,6 +56,8 @@ instances = Table(
     Index("instances_by_project", "project_id", "deleted_at", "created_at"),
     Index("instances_by_age", "deleted_at", "created_at"),
     Index("instances_by_host", "host", "deleted_at"),
+    # those with which something is going on: few at any time
+    Index("instances_by_task", "host", sqlite_where=_BUSY, postgresql_where=_BUSY),
 )
 
 hosts = Table(
@@ -80,6 +84,11 @@ hosts = Table(
     number("started_at"),
     text("session"),
     text("version"),
+    json_text("metrics"),
+    number("failed_builds"),
+    # by the database's clock: when anything but a heartbeat was written, for views in memory
+    number("changed_at"),
+    Index("hosts_by_change", "changed_at"),
 )
 
 aggregates = Table(
