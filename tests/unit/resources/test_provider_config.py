@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -96,7 +96,7 @@ def test_only_meta_is_mandatory_and_uuids_are_told_apart_without_case() -> None:
         ("a: !!python/object:os.x {}", "1:4", "means nothing here"),
         ("a: !!python/name:os.x ''", "1:4", "could not determine a constructor"),
         ("a: 2001-99-99", "1:4", "this is no timestamp"),
-        ("[" * 3000, "1:1", "nested too deeply"),
+        ("[" * 1100, "1:1", "nested too deeply"),
         ("a: 1\nb: 2\na: 3", "3:1", "the key 'a' is given twice"),
         ("1: 2", "1:1", "1 is no text"),
         ("? [a]\n: b", "1:3", "a list is no text"),
@@ -309,17 +309,18 @@ _PROVIDERS = st.fixed_dictionaries(
     {
         "identification": st.one_of(
             st.fixed_dictionaries({"uuid": st.uuids().map(str)}),
-            st.fixed_dictionaries({"name": st.text("abcäß: -#'\"{}", min_size=1, max_size=200)}),
+            st.fixed_dictionaries({"name": st.text("abcäß: -#'\"{}", min_size=1, max_size=20)}),
         ),
         "inventories": st.fixed_dictionaries(
-            {"additional": st.dictionaries(_NAMES, _RECORDS, min_size=1).map(lambda found: [found])}
+            {"additional": st.dictionaries(_NAMES, _RECORDS, min_size=1, max_size=2).map(lambda found: [found])}
         ),
-        "traits": st.fixed_dictionaries({"additional": st.lists(_NAMES)}),
+        "traits": st.fixed_dictionaries({"additional": st.lists(_NAMES, max_size=3)}),
     }
 )
 
 
-@given(st.lists(_PROVIDERS))
+@settings(max_examples=30)
+@given(st.lists(_PROVIDERS, max_size=3))
 def test_what_was_written_is_read(providers: list[dict[str, dict[str, object]]]) -> None:
     document = {"meta": {"schema_version": "1.0"}, "providers": providers}
     found = parse("f", yaml.safe_dump(document, allow_unicode=True).encode())
@@ -334,6 +335,7 @@ _DAMAGE = st.one_of(
 )
 
 
+@settings(max_examples=50)
 @given(_PROVIDERS, st.data())
 def test_one_damaged_place_is_read_or_pointed_at(entry: dict[str, object], data: st.DataObject) -> None:
     document: dict[str, object] = {"meta": {"schema_version": "1.0"}, "providers": [entry]}
