@@ -7,7 +7,7 @@ from sqlalchemy import select, text
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.tables.scheduling import epochs
 
-HOSTS, AGGREGATES = "hosts", "aggregates"
+HOSTS, PROVIDERS, AGGREGATES = "hosts", "providers", "aggregates"
 
 ALL = Statement(select(epochs.c.subject, epochs.c.number))
 BUMP = Statement(

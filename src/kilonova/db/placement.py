@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import BigInteger, Column, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 
-from kilonova.db.engine import Statement, Tx, insert_into
+from kilonova.db.engine import Statement, Tx, db_now, insert_into
 from kilonova.db.tables.placement import allocations, consumers, inventories, resource_providers
 from kilonova.errors import Conflict, Invalid, NotFound
 
@@ -38,7 +38,11 @@ _DROP_CONSUMER = Statement(delete(_c).where(_c.c.uuid == bindparam("uuid")))
 _BUMP = Statement(
     update(_p)
     .where(_p.c.uuid == bindparam("of"))
-    .values(generation=_p.c.generation + _amount("by"), revision=_p.c.revision + _amount("by"))
+    .values(
+        generation=_p.c.generation + _amount("by"),
+        revision=_p.c.revision + _amount("by"),
+        changed_at=db_now(),
+    )
 )
 _ALLOWED = (
     _key(_i.c.provider),

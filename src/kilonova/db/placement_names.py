@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import Column, Table, bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 
-from kilonova.db.engine import Statement, Tx
+from kilonova.db.engine import Statement, Tx, db_now
 from kilonova.db.tables.placement import (
     allocations,
     custom_resource_classes,
@@ -69,7 +69,7 @@ def rename_class(tx: Tx, name: str, new: str) -> None:
     """Give a resource class of one's own another name, wherever it is used."""
     holders = select(inventories.c.provider).where(inventories.c.resource_class == name)
     changed = update(resource_providers).where(resource_providers.c.uuid.in_(holders))
-    tx.run(changed.values(revision=resource_providers.c.revision + 1))
+    tx.run(changed.values(revision=resource_providers.c.revision + 1, changed_at=db_now()))
     for table in (inventories, allocations):
         tx.run(update(table).where(table.c.resource_class == name).values(resource_class=new))
     resource_classes.drop(tx, name)

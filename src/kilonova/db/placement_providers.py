@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_unless_there
 
-from kilonova.db.engine import Statement, Tx, insert_into
+from kilonova.db import epochs
+from kilonova.db.engine import Statement, Tx, db_now, insert_into
 from kilonova.db.tables.placement import (
     allocations,
     inventories,
@@ -58,11 +59,16 @@ class HasChildren(Conflict):
     """Other providers are below it."""
 
 
+_RISEN: dict[str, Any] = {"revision": _p.c.revision + 1, "changed_at": db_now()}
 _columns = [_p.c[name] for name in Provider.__struct_fields__]
 _SHOW = Statement(select(*_columns).where(_p.c.uuid == bindparam("uuid")))
 _LOCK = Statement(select(*_columns).where(_p.c.uuid == bindparam("uuid")).with_for_update())
 _ALL = Statement(select(*_columns).order_by(_p.c.name))
-_ADD = insert_into(_p)
+_ADD = Statement(
+    insert(_p).values(
+        {column.name: bindparam(column.name) for column in _p.columns} | {"changed_at": db_now()}
+    )
+)
 _DROP = Statement(delete(_p).where(_p.c.uuid == bindparam("uuid")))
 _TAKEN = Statement(
     select(_p.c.uuid).where((_p.c.name == bindparam("name")) & (_p.c.uuid != bindparam("uuid")))
@@ -75,19 +81,15 @@ _CHANGE = Statement(
         name=bindparam("new_name"),
         parent=bindparam("new_parent"),
         root=bindparam("new_root"),
-        revision=_p.c.revision + 1,
+        **_RISEN,
     )
 )
 _BUMP = Statement(
-    update(_p)
-    .where(_p.c.uuid == bindparam("of"))
-    .values(generation=_p.c.generation + 1, revision=_p.c.revision + 1)
+    update(_p).where(_p.c.uuid == bindparam("of")).values(generation=_p.c.generation + 1, **_RISEN)
 )
-_TOUCH = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(revision=_p.c.revision + 1))
+_TOUCH = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(_RISEN))
 _TREE = Statement(select(_p.c.uuid, _p.c.parent).where(_p.c.root == bindparam("root")))
-_ROOT = Statement(
-    update(_p).where(_p.c.uuid == bindparam("of")).values(root=bindparam("new"), revision=_p.c.revision + 1)
-)
+_ROOT = Statement(update(_p).where(_p.c.uuid == bindparam("of")).values(root=bindparam("new"), **_RISEN))
 
 _STOCK = Statement(
     select(_i.c.resource_class, _i.c.used, *_inventory_columns).where(_i.c.provider == bindparam("provider"))
@@ -285,6 +287,7 @@ def remove(tx: Tx, uuid: str) -> None:
     for table in (inventories, provider_traits, provider_aggregates):
         tx.run(delete(table).where(table.c.provider == uuid))
     tx.run(_DROP, uuid=uuid)
+    epochs.bump(tx, epochs.PROVIDERS)
 
 
 def stock(tx: Tx, uuid: str) -> dict[str, Stock]:

@@ -22,9 +22,11 @@ resource_providers = Table(
     text("parent", nullable=True),
     text("root"),
     number("revision"),
+    number("changed_at"),  # by the database's clock: when ``revision`` rose
     flag("reported"),
     Index("resource_providers_by_root", "root"),
     Index("resource_providers_by_parent", "parent"),
+    Index("resource_providers_by_change", "changed_at"),
 )
 
 inventories = Table(
