@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from kilonova.model.host_resources import Item
 from kilonova.model.numa import HostTopology
 from kilonova.model.pci import PciDevice
 
@@ -64,6 +65,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     providers: tuple[ProviderReport, ...] = ()  # below the compute node's own, which has ``inventories``
     numa: HostTopology | None = None
     pci_devices: tuple[PciDevice, ...] = ()
+    items: tuple[Item, ...] = ()  # what its providers list one by one
     metrics: tuple[Metric, ...] = ()
     version: str = ""  # of the messages that its agent understands
     initial_ratios: tuple[str, ...] = ()  # as a ProviderReport's: what placement has goes before

@@ -44,3 +44,11 @@ class PciHolding(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: str
     addresses: tuple[str, ...]
+
+
+class HeldDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of a host and who has it."""
+
+    device: PciDevice
+    holder: str | None = None  # a consumer's uuid
+    reported: bool = True  # False: its host reports it no more, and it is kept since it is held

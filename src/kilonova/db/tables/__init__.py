@@ -44,6 +44,7 @@ def load_all() -> MetaData:
     from kilonova.db.tables import (  # noqa: F401
         cells,
         compute,
+        host_resources,
         identity,
         image,
         journal,
