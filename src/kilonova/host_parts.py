@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import msgspec
 
 from kilonova.clock import Clock
-from kilonova.db.engine import Database
 from kilonova.errors import Failed, KilonovaError
 from kilonova.guest_metadata import GuestMetadata
 from kilonova.l2agent.options import L2Options
+from kilonova.l2agent.source import WiringSource
 from kilonova.model.host import HostReport, Inventory
 from kilonova.model.port import Vif
-from kilonova.services.network.builtin import BuiltinNetwork
+from kilonova.periodic import Periodic, spacing
+from kilonova.rpc.desk import Desk
 from kilonova.settings import Settings
 from kilonova.state_dir import StateDir
 from kilonova.vif.null import NullPlugger
@@ -42,6 +43,14 @@ class HostParts:
         """The hypervisor's report, with what the network service wants to know of the host."""
         return msgspec.structs.replace(report, details={**report.details, **self.details})
 
+    def keep_image_cache(self, periodic: Periodic, settings: Settings) -> None:
+        """Have images removed that nobody has used for long."""
+        age = settings.number("remove_unused_original_minimum_age_seconds", "image_cache")
+        interval = spacing(settings.number("manager_interval", "image_cache"))
+        if not settings.flag("remove_unused_base_images", "image_cache"):
+            interval = None
+        periodic.every(interval, "image cache", lambda: self.driver.remove_unused_images(age))
+
 
 def host_name(settings: Settings) -> str:
     return settings.text("host") or socket.gethostname()
@@ -59,22 +68,22 @@ def l2_options(settings: Settings, state: StateDir) -> L2Options:
 
 
 async def host_parts(
-    settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, db: Database
+    settings: Settings, state: StateDir, clock: Clock, source: WiringSource, desk: Desk
 ) -> HostParts:
-    """The parts, with the layer-2 agent at work.
+    """The parts, with the layer-2 agent at work; ``source`` and ``desk`` are the cloud as this host sees it.
 
     Raises Failed for a driver that is not installed or a host that cannot run guests.
     """
     if settings.driver == "fake":
-        return _fake(settings, state, clock, network)
-    return await _libvirt(settings, state, clock, network, db)
+        return _fake(settings, state, clock, source)
+    return await _libvirt(settings, state, clock, source, desk)
 
 
-def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork) -> HostParts:
+def _fake(settings: Settings, state: StateDir, clock: Clock, source: WiringSource) -> HostParts:
     host = host_name(settings)
 
     async def plugged(vif: Vif) -> None:
-        await network.port_up(vif.port_id, host)
+        await source.port_up(vif.port_id, host)
 
     capacity = {
         "VCPU": Inventory(total=settings.number("vcpus", "fake")),
@@ -94,7 +103,7 @@ def _fake(settings: Settings, state: StateDir, clock: Clock, network: BuiltinNet
 
 
 async def _libvirt(
-    settings: Settings, state: StateDir, clock: Clock, network: BuiltinNetwork, db: Database
+    settings: Settings, state: StateDir, clock: Clock, source: WiringSource, desk: Desk
 ) -> HostParts:
     """Imports what only real hosts need: a fake cloud has neither libvirt nor Open vSwitch."""
     if os.geteuid() != 0:
@@ -109,8 +118,8 @@ async def _libvirt(
     from kilonova.virt.libvirt.options import options_from
 
     connection = settings.text("ovsdb_connection", "ovs")
-    metadata = GuestMetadata(db, network, settings)
-    wiring = L2Agent(network, Ovsdb(connection, clock), clock, l2_options(settings, state), metadata.serve)
+    metadata = GuestMetadata(desk, settings)
+    wiring = L2Agent(source, Ovsdb(connection, clock), clock, l2_options(settings, state), metadata.serve)
     try:
         await wiring.start()
     except KilonovaError as error:

@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from kilonova.db import network_groups as groups
 from kilonova.db import network_ports as ports
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
+from kilonova.desk import Desks
 from kilonova.guest_metadata import GuestMetadata
 from kilonova.l2agent.namespace import device_name
 from kilonova.l2agent.reach import open_connection_in
@@ -50,14 +52,18 @@ class Host:
         options: dict[str, dict[str, object]] = {
             "DEFAULT": {"dhcp_domain": "novalocal", "default_availability_zone": "nova"}
         }
-        metadata = GuestMetadata(database, self.cloud.service, Settings(state_dir=directory, options=options))
+        known: Any = SimpleNamespace(db=database)  # all that a desk needs to tell of guests
+        desks = Desks(known, known, self.cloud.service)
+        metadata = GuestMetadata(desks.desk("here"), Settings(state_dir=directory, options=options))
         self.lab.agent = self.lab.new_agent(self.cloud.service, serve=metadata.serve)
 
     async def boot(self, network: str, name: str = "", project: str = "alpha", **more: Any) -> Guest:
         """When it returns, compute has heard that the port is plugged."""
         instance = str(uuid.uuid4())
         (vif,) = await self.cloud.boot(instance, network, host="here", project=project, **more)
-        row = server(id=0, uuid=instance, hostname=name or "guest", project_id=project, vifs=(vif,))
+        row = server(
+            id=0, uuid=instance, hostname=name or "guest", project_id=project, vifs=(vif,), host="here"
+        )
         await self.database.write(lambda tx: instances.insert(tx, row))
         guest = await self.lab.plug(vif, vif.fixed_ips[0].address)
         await eventually(lambda: self.heard("network-vif-plugged", vif))

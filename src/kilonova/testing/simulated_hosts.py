@@ -94,5 +94,5 @@ async def _add(cloud: EmbeddedCloud, name: str, memory_mb: int) -> SimulatedHost
     )
     report = await agent.start_up()
     await cloud.register(report)
-    cloud.hosts.add(name, agent)
+    cloud.local.add(name, agent)
     return SimulatedHost(name, report.compute_id, driver, plugger, agent)

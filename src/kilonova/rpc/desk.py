@@ -1,0 +1,77 @@
+"""What controllers do for the agents of hosts: the other direction of `rpc.host`.
+
+A desk is one host's: it gives what that host needs to know, and nothing of others.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from kilonova.model.host import HostReport
+from kilonova.model.instance import Instance
+from kilonova.model.wiring import NetworkDetails, PortDetails
+from kilonova.rpc.messages import Observed
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """``version`` is that of the controller's messages, ``now`` its time (microseconds)."""
+
+    version: str
+    now: int
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True):
+    """A sign of life.  ``sequence`` comes back in its echo; ``now`` is the host's own time."""
+
+    session: str
+    sequence: int
+    now: int
+
+
+class Echo(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a sign of life, by the way that commands come.
+
+    ``known`` is False for a session that is not the host's last one: it has to report, or is superseded.
+    """
+
+    sequence: int
+    known: bool
+    now: int
+
+
+class Desk(Protocol):
+    """All verbs raise Unreachable when no controller answers."""
+
+    async def hello(self, report: HostReport, session: str) -> Welcome:
+        """Serve as this host from now on.  Raises Conflict or Invalid, with the reason, for one that may not:
+        a name that is another's, a changed identity, a version that is too old."""
+
+    async def observed(self, seen: tuple[Observed, ...]) -> None:
+        """What the host's guests do."""
+
+    async def port(self, port_id: str) -> PortDetails | None:
+        """How to wire a port; None for one that is not bound to this host."""
+
+    async def network(self, network_id: str) -> NetworkDetails | None:
+        """A network that has a port on this host; else None."""
+
+    async def port_up(self, port_id: str) -> None:
+        """The port is wired."""
+
+    async def port_down(self, port_id: str) -> None:
+        """The port has left the switch."""
+
+    async def image(self, image_id: str, offset: int) -> bytes:
+        """A piece of an image that a server of this host is made of; empty at its end.  Raises NotFound."""
+
+    async def guest_at(self, network_id: str, address: str) -> Instance | None:
+        """The server of this host that asks for its metadata from there."""
+
+    async def keep_password(self, uuid: str, password: str) -> None:
+        """What a guest has told as its administrator's password, encrypted with its key."""
+
+
+class DeskDirectory(Protocol):
+    def desk(self, host: str) -> Desk: ...

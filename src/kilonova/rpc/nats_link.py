@@ -1,0 +1,246 @@
+"""A connection to NATS that comes back by itself, with all subscriptions.
+
+The client library's own reconnecting waits for the old connection's buffers to be flushed, which a server
+that was stopped never does: here an old connection is left to its fate and a new one is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from kilonova.clock import Clock
+from kilonova.errors import Failed, Unreachable
+
+log = structlog.get_logger("kilonova.bus")
+
+PROBE = 2.0  # seconds between looks whether the server answers
+SILENCE = 5.0  # seconds that it may take to
+PAUSE = 0.5  # seconds before the first attempt to connect again; doubled up to
+LONGEST_PAUSE = 4.0
+NO_RESPONDERS = "503"
+
+Handler = Callable[[str, bytes, str], None]
+"""Called in the event loop with subject, data and where to answer.  No data: nobody listens there."""
+
+
+class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``[nats]``: where the servers are and who we are to them."""
+
+    servers: tuple[str, ...]
+    prefix: str = "kilonova"
+    seed_file: Path | None = None  # our nkey
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Raises Failed for files that are not there or are none of that kind."""
+        if self.ca_file is None:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca_file))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.cert_file is not None:
+                context.load_cert_chain(str(self.cert_file), self.key_file and str(self.key_file))
+        except (OSError, ssl.SSLError) as error:
+            raise Failed(f"[nats] TLS files cannot be used: {error}") from error
+        return context
+
+
+class _Subscribed:
+    """A subscription that survives its connection."""
+
+    __slots__ = ("current", "handler", "queue", "subject")
+
+    def __init__(self, subject: str, queue: str, handler: Handler) -> None:
+        self.subject = subject
+        self.queue = queue
+        self.handler = handler
+        self.current: Subscription | None = None
+
+
+class Link:
+    """``open`` begins to connect, ``close`` ends.  ``on_lost`` and ``on_back`` are called at each change."""
+
+    def __init__(self, options: BusOptions, clock: Clock, name: str, inbox: str) -> None:
+        self.options = options
+        self.inbox = inbox
+        self.on_lost: list[Callable[[], None]] = []
+        self.on_back: list[Callable[[], None]] = []
+        self._clock = clock
+        self._name = name
+        self._client: Client | None = None
+        self._subscribed: dict[int, _Subscribed] = {}
+        self._numbers = iter(range(1, 1 << 62))
+        self._up = asyncio.Event()
+        self._renew = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._old: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None
+
+    def open(self) -> None:
+        """Raises Failed for TLS or key files that cannot be used."""
+        self.options.tls()
+        self._task = asyncio.create_task(self._keep(), name="bus")
+
+    async def wait(self, seconds: float) -> None:
+        """Until there is a connection.  Raises Unreachable."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._up.wait()
+        except TimeoutError:
+            raise Unreachable(f"No NATS server answers at {', '.join(self.options.servers)}.") from None
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._client is not None:
+            await self._leave(self._client)
+            self._client = None
+        await asyncio.gather(*self._old, return_exceptions=True)
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Raises Unreachable when there is no connection."""
+        if self._client is None:
+            raise Unreachable("There is no connection to NATS at the moment.")
+        try:
+            await self._client.publish(subject, data, reply)
+        except nats.errors.MaxPayloadError as error:
+            raise Failed(f"A message of {len(data)} bytes is more than the bus carries.") from error
+        except (nats.errors.Error, OSError) as error:
+            raise Unreachable(f"NATS does not take a message: {error!r}") from error
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], None]:
+        """Hear ``subject`` from now on, over all connections; what is returned ends it."""
+        number = next(self._numbers)
+        subscribed = self._subscribed[number] = _Subscribed(subject, queue, handler)
+        if self._client is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):  # then the next connection has it
+                await self._attach(self._client, subscribed)
+
+        def end() -> None:
+            self._subscribed.pop(number, None)
+            if subscribed.current is not None and self._client is not None:
+                task = asyncio.ensure_future(_quietly(subscribed.current.unsubscribe()))
+                self._old.add(task)
+                task.add_done_callback(self._old.discard)
+
+        return end
+
+    def renew(self) -> None:
+        """Take a new connection: the old one seems to be up and is of no use."""
+        self._renew.set()
+
+    # ---- inside ----
+
+    async def _keep(self) -> None:
+        pause = PAUSE
+        while True:
+            try:
+                client = await self._connect()
+            except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError) as error:
+                log.warning("no connection to NATS", servers=self.options.servers, error=repr(error))
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = PAUSE
+            self._client = client
+            self._up.set()
+            log.info("connected to NATS", server=str(client.connected_url and client.connected_url.netloc))
+            self._call(self.on_back)
+            await self._watch(client)
+            self._client = None
+            self._up.clear()
+            log.warning("the connection to NATS is lost")
+            self._call(self.on_lost)
+            task = asyncio.create_task(self._leave(client))
+            self._old.add(task)
+            task.add_done_callback(self._old.discard)
+
+    async def _connect(self) -> Client:
+        client = Client()
+        seed = self.options.seed_file
+
+        async def heard(error: Exception) -> None:
+            log.warning("NATS reports an error", error=repr(error))
+
+        async with asyncio.timeout(SILENCE):
+            await client.connect(
+                list(self.options.servers),
+                name=self._name,
+                error_cb=heard,
+                allow_reconnect=False,
+                connect_timeout=int(SILENCE),
+                max_reconnect_attempts=1,
+                tls=self.options.tls(),
+                nkeys_seed=None if seed is None else str(seed),
+                inbox_prefix=self.inbox,
+                ping_interval=3600,
+                flusher_queue_size=8192,
+            )
+            for subscribed in tuple(self._subscribed.values()):
+                await self._attach(client, subscribed)
+            await client.flush(int(SILENCE))
+        return client
+
+    async def _attach(self, client: Client, subscribed: _Subscribed) -> None:
+        async def heard(message: Msg) -> None:
+            status = (message.headers or {}).get("Status")
+            data = b"" if status == NO_RESPONDERS else message.data
+            try:
+                subscribed.handler(message.subject, data, message.reply)
+            except Exception:  # one bad message must not end the hearing of all others
+                log.exception("a message was not taken", subject=message.subject)
+
+        subscribed.current = await client.subscribe(subscribed.subject, queue=subscribed.queue, cb=heard)
+
+    async def _watch(self, client: Client) -> None:
+        """Come back when the connection is of no use any more."""
+        self._renew.clear()
+        while client.is_connected:
+            renew = asyncio.ensure_future(self._renew.wait())
+            pause = asyncio.ensure_future(self._clock.sleep(PROBE))
+            try:
+                await asyncio.wait({renew, pause}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                renew.cancel()
+                pause.cancel()
+            if self._renew.is_set():
+                return
+            try:
+                async with asyncio.timeout(SILENCE):
+                    await client.flush(int(SILENCE))
+            except (nats.errors.Error, OSError, TimeoutError):
+                return
+
+    async def _leave(self, client: Client) -> None:
+        try:
+            async with asyncio.timeout(SILENCE):
+                await client.close()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            log.info("an old connection to NATS is left behind", error=repr(error))
+
+    def _call(self, listeners: list[Callable[[], None]]) -> None:
+        for each in tuple(listeners):
+            each()
+
+
+async def _quietly(work: object) -> None:
+    with contextlib.suppress(nats.errors.Error, OSError):
+        await work  # type: ignore[misc]
