@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, bindparam, func, literal, or_, select, tuple_
 from sqlalchemy import update as update_clause
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
@@ -32,7 +32,7 @@ LIVE_OF = Statement(
     .where(
         _t.c.instance_uuid == bindparam("instance_uuid"),
         _t.c.migration_type == LIVE,
-        _t.c.status.in_(sorted(IN_PROGRESS)),
+        _t.c.status.in_([literal(status) for status in sorted(IN_PROGRESS)]),
     )
     .order_by(_t.c.id)
 )
