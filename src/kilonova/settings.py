@@ -134,8 +134,20 @@ TOKEN = [
         help="Seconds in which services may still ask whose a token was.",
     ),
 ]
+COMPUTE = [
+    cfg.BoolOpt(
+        "packing_host_numa_cells_allocation_strategy",
+        default=False,
+        help="Put guests' NUMA cells onto the host's fullest cells, not the emptiest.",
+    ),
+]
+PCI = [
+    cfg.MultiStrOpt("alias", default=[], help="Devices by a name, as JSON: flavors ask for them by it."),
+]
 GROUPS = {
     None: DEFAULT,
+    "compute": COMPUTE,
+    "pci": PCI,
     "api": API,
     "quota": QUOTA,
     "scheduler": SCHEDULER,
@@ -187,6 +199,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         value = self.options[group][name]
         assert isinstance(value, (int, float)), f"[{group}]{name} is no number"
         return float(value)
+
+    def texts(self, name: str, group: str = "DEFAULT") -> tuple[str, ...]:
+        """The values of an option that may be given several times."""
+        value = self.options[group][name]
+        assert isinstance(value, (list, tuple)), f"[{group}]{name} is no list"
+        return tuple(str(each) for each in value)
 
     def flag(self, name: str, group: str = "DEFAULT") -> bool:
         return bool(self.options[group][name])

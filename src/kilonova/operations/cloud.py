@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kilonova.clock import Clock
 from kilonova.db.engine import Database
 from kilonova.model.instance import Instance
+from kilonova.resources.claims import Claims
 from kilonova.rpc.host import HostDirectory
 from kilonova.services.identity.port import Identity
 from kilonova.services.image.port import ImageService
@@ -36,3 +37,7 @@ class Cloud:
     journal: Journal
     # The server and its injected files -> path on the drive -> content
     config_drive: Callable[[Instance, tuple[tuple[str, bytes], ...]], dict[str, bytes]]
+    claims: Claims = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.claims = Claims.of_settings(self.settings, self.db, self.placement)

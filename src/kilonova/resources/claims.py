@@ -24,6 +24,7 @@ from kilonova.resources.numa_fit import DoesNotFit
 from kilonova.resources.numa_request import is_concerned, wanted_topology
 from kilonova.resources.pci_request import Alias
 from kilonova.services.placement.port import Allocations, Also, Placement
+from kilonova.settings import Settings
 
 ORDINARY = frozenset({"VCPU", "PCPU", "MEMORY_MB", "DISK_GB"})
 """Resource classes that nobody lists one by one."""
@@ -46,6 +47,16 @@ class Claims:
         self._placement = placement
         self.aliases = aliases or {}
         self.packing = packing
+
+    @classmethod
+    def of_settings(cls, settings: Settings, db: Database, placement: Placement) -> Claims:
+        """Raises Invalid for a [pci]alias that makes no sense."""
+        return cls(
+            db,
+            placement,
+            aliases=pci_request.read_aliases(settings.texts("alias", "pci")),
+            packing=settings.flag("packing_host_numa_cells_allocation_strategy", "compute"),
+        )
 
     def wanted(
         self, flavor: Flavor, properties: Mapping[str, str], ports: tuple[PciRequest, ...] = ()
