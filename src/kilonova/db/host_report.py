@@ -62,7 +62,9 @@ _device = msgspec.json.Decoder(PciDevice).decode
 
 
 def take_over(tx: Tx, report: HostReport) -> list[str]:
-    """What an operator should hear of; empty when all is well.
+    """What has changed under servers that hold it; empty when all is well.
+
+    What they hold and the host has no more is told by `kilonova.resources.shortfalls`.
 
     A host that has nothing of the kind and never had costs one statement.  Raises Conflict when an item is
     not reported any more that a server holds (RT-23): nothing is changed then.
@@ -103,7 +105,6 @@ def _take_devices(tx: Tx, compute_id: str, devices: tuple[PciDevice, ...]) -> li
         if holder is None:
             tx.run(_DROP_DEVICE, of=compute_id, at=address)
             continue
-        warnings.append(f"the PCI device {address} is not reported any more, and {holder} holds it")
         if reported:
             tx.run(_SET_DEVICE, of=compute_id, at=address, new=text, there=False)
     return warnings

@@ -58,6 +58,7 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     await checks.check_zone(cloud, zone, bool(host or node))
     await checks.check_requested_host(cloud, request)
     image = await checks.check_image(cloud, context, request, flavor)
+    cloud.claims.wanted(flavor, image.properties)  # refuses what no host could give
     most = _most(request)
     count = await cloud.network.check(
         context, request.networks, request.security_groups, most, request.auto_network

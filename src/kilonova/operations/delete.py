@@ -74,7 +74,7 @@ async def _finish(run: Run) -> Done:
     """Give back the claim and the quota, and hide the row: the last commit."""
     cloud: Cloud = run.cloud
     instance = await instance_of(run)
-    await cloud.placement.release(instance.uuid)
+    await cloud.claims.release_server(instance)
     now = cloud.clock.now()
 
     def write(tx: Tx) -> None:

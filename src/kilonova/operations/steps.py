@@ -70,6 +70,7 @@ def host_of(run: Run) -> str | None:
 async def guest_of(run: Run, instance: Instance, files: tuple[tuple[str, bytes], ...] = ()) -> GuestSpec:
     """The guest as a host needs to know it; ``files`` go onto its config drive."""
     cloud: Cloud = run.cloud
+    claim = await cloud.claims.of(instance)
     return GuestSpec(
         uuid=instance.uuid,
         name=instance.display_name,
@@ -83,6 +84,8 @@ async def guest_of(run: Run, instance: Instance, files: tuple[tuple[str, bytes],
         metadata=instance.metadata,
         created_at=instance.created_at,
         domain=instance_name(cloud.settings.text("instance_name_template"), instance.id, instance.uuid),
+        numa=None if claim is None else claim.numa,
+        pci=() if claim is None else claim.devices,
     )
 
 
