@@ -19,11 +19,16 @@ from kilonova.settings import Settings
 
 if TYPE_CHECKING:
     from kilonova.journal.journal import Journal
+    from kilonova.operations.cells import Cells
     from kilonova.scheduler.select import Scheduler
 
 
 @dataclass(slots=True)
 class Cloud:
+    """``db``, ``hosts``, ``scheduler`` and ``journal`` are those of one cell: servers, hosts, operations and
+    migrations are there.  All else (identity, images, networks, placement, flavors, keys, quotas, aggregates)
+    is in the ``top`` database, which is the first cell's, too."""
+
     settings: Settings
     clock: Clock
     new_uuid: Callable[[], str]
@@ -38,6 +43,15 @@ class Cloud:
     # The server and its injected files -> path on the drive -> content
     config_drive: Callable[[Instance, tuple[tuple[str, bytes], ...]], dict[str, bytes]]
     claims: Claims = field(init=False)
+    cells: Cells | None = None  # None: this is the only cell
 
     def __post_init__(self) -> None:
         self.claims = Claims.of_settings(self.settings, self.db, self.placement)
+
+    @property
+    def top(self) -> Database:
+        return self.db if self.cells is None else self.cells.top
+
+    async def of_server(self, uuid: str) -> Cloud:
+        """The cloud as it is in the cell of a server.  Raises Unreachable for a cell that is unknown here."""
+        return self if self.cells is None else await self.cells.of_server(uuid)

@@ -297,3 +297,10 @@ async def test_a_caller_that_goes_away_leaves_nothing_running() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.capability("MC-6")
+@pytest.mark.parametrize("limit", [0, None])
+async def test_no_limit(limit: int | None) -> None:
+    clock = VirtualClock()
+    assert len((await merged(cells_of(clock, [1, 2], [3]), clock, limit=limit, batch=1)).records) == 3

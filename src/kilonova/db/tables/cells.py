@@ -1,4 +1,4 @@
-"""Tables of cells (in the top database: which there are, and which server is in which) and of migrations."""
+"""Tables of cells (in the top database: which there are, and what is in which) and of migrations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ cell_mappings = Table(
     flag("disabled"),  # takes no new servers
     number("created_at"),
     number("updated_at", nullable=True),
+)
+
+host_mappings = Table(
+    "host_mappings",
+    metadata,
+    # hosts that are not in the first cell
+    text("host", primary_key=True),
+    text("cell_uuid"),
+    number("created_at"),
+    Index("host_mappings_by_cell", "cell_uuid", "host"),
 )
 
 instance_mappings = Table(

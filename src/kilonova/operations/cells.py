@@ -1,0 +1,120 @@
+"""A deployment with several cells: each is a Cloud with a database, hosts and a journal of its own.
+
+A server stays in the cell for which it was made.  Servers and hosts of the first cell, whose database is the
+top database, are those that no mapping names: a deployment becomes one of several cells by adding one, and
+what only the first cell has costs what it always did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+from kilonova.clock import Clock
+from kilonova.db import host_mappings, instance_mappings
+from kilonova.db.cell_mappings import FIRST_CELL, FIRST_CELL_NAME
+from kilonova.db.cells import Cell
+from kilonova.db.engine import Database, DatabaseUnavailable, Tx
+from kilonova.errors import Conflict, Unreachable
+from kilonova.operations.cloud import Cloud
+
+log = structlog.get_logger("kilonova.cells")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Generic[T]):
+    """What one cell answered; ``error`` is why it did not."""
+
+    cell: Cell
+    cloud: Cloud
+    answer: T | None = None
+    error: Exception | None = None
+
+
+class Cells:
+    """The cells that this process knows, the first one first."""
+
+    def __init__(self, first: Cloud) -> None:
+        self.top: Database = first.db
+        self.first = first
+        self._cells: dict[str, tuple[Cell, Cloud]] = {
+            FIRST_CELL: (Cell(FIRST_CELL, FIRST_CELL_NAME, first.db), first)
+        }
+        first.cells = self
+
+    @property
+    def _clock(self) -> Clock:
+        return self.first.clock
+
+    def add(self, cell: Cell, cloud: Cloud) -> None:
+        """From now on servers may be there.  What is in the top database is not asked of the cell's own."""
+        cloud.cells = self
+        cloud.claims = self.first.claims
+        self._cells[cell.uuid] = (cell, cloud)
+
+    def forget(self, uuid: str) -> None:
+        self._cells.pop(uuid, None)
+
+    @property
+    def several(self) -> bool:
+        return len(self._cells) > 1
+
+    @property
+    def all(self) -> list[Cell]:
+        return [cell for cell, _ in self._cells.values()]
+
+    @property
+    def clouds(self) -> list[Cloud]:
+        return [cloud for _, cloud in self._cells.values()]
+
+    def cell_of_cloud(self, cloud: Cloud) -> Cell:
+        return next(cell for cell, one in self._cells.values() if one is cloud)
+
+    def cloud(self, uuid: str | None) -> Cloud:
+        """The cell's cloud; None: the first's.  Raises Unreachable for a cell that is unknown here."""
+        found = self._cells.get(uuid or FIRST_CELL)
+        if found is None:
+            raise Unreachable(f"The cell {uuid} is not known to this controller (yet).")
+        return found[1]
+
+    async def of_server(self, uuid: str) -> Cloud:
+        return self.cloud(await self.top.read(lambda tx: instance_mappings.cell_of(tx, uuid)))
+
+    async def of_host(self, host: str) -> Cloud:
+        return self.cloud(await self.top.read(lambda tx: host_mappings.cell_of(tx, host)))
+
+    async def map_host(self, cloud: Cloud, host: str) -> None:
+        """A host has registered in a cell.  Raises Conflict for a host of that name in another cell."""
+        mine = self.cell_of_cloud(cloud).uuid
+        now = self._clock.now()
+
+        def write(tx: Tx) -> str:
+            if mine == FIRST_CELL:
+                return host_mappings.cell_of(tx, host) or FIRST_CELL
+            return host_mappings.put(tx, host, mine, now)
+
+        known = await self.top.write(write)
+        if known != mine:
+            raise Conflict(f"The host '{host}' is known in the cell {known}: hosts have names of their own.")
+
+    async def each(self, fn: Callable[[Tx], T]) -> list[Told[T]]:
+        """Ask the databases of all cells at once; cells that do not answer in time say why."""
+        return list(await asyncio.gather(*(self._ask(cell, cloud, fn) for cell, cloud in self._pairs())))
+
+    def _pairs(self) -> list[tuple[Cell, Cloud]]:
+        return list(self._cells.values())
+
+    async def _ask(self, cell: Cell, cloud: Cloud, fn: Callable[[Tx], T]) -> Told[T]:
+        try:
+            return Told(cell, cloud, answer=await cell.db.read(fn))
+        except DatabaseUnavailable as error:
+            if cell.uuid == FIRST_CELL:
+                raise  # without it nothing is known of the others
+            log.warning("a cell does not answer", cell=cell.name, error=str(error))
+            return Told(cell, cloud, error=error)
