@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
 from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
+from kilonova.db.fence import within_fence
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class PostgresqlDatabase:
         self._connections: set[Any] = set()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
-        running = self._loop.run_in_executor(self._pool, self._run, fn, False)
+        running = self._loop.run_in_executor(self._pool, self._run, within_fence(self, fn), False)
         running.add_done_callback(self._call_after_commit)
         try:
             result, _ = await asyncio.shield(running)

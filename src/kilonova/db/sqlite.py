@@ -18,6 +18,7 @@ from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from kilonova.clock import Clock
 from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
+from kilonova.db.fence import within_fence
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class SqliteDatabase:
     async def write(self, fn: Callable[[Tx], T]) -> T:
         if self._closing.is_set():
             raise DatabaseUnavailable(f"The database {self.path} is closed.")
-        job = _Job(fn, self._loop.create_future())
+        job = _Job(within_fence(self, fn), self._loop.create_future())
         self._jobs.put(job)
         try:
             result: T = await job.future

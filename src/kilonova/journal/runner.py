@@ -54,6 +54,7 @@ class Runner:
         self._renewed = 0
         self._hint = asyncio.Event()
         self._stopping = False
+        self.sole = False  # no other runner can be alive
         self._loops: list[asyncio.Task[None]] = []
         self.on_step: Callable[[ActionRow, str, str], None] | None = None  # crash points of tests
 
@@ -64,6 +65,7 @@ class Runner:
 
     async def start(self, *, sole: bool) -> None:
         """Begin to claim.  ``sole``: no other runner can be alive, so every lease is a dead one's."""
+        self.sole = sole
         if sole:
             await self.db.write(lambda tx: tx.run(sql.RELEASE_ALL))
         self._loops = [

@@ -69,6 +69,7 @@ _mine = and_(
     actions.c.owner == bindparam("me"),
     actions.c.epoch == bindparam("my_epoch"),
 )
+HELD = Statement(select(actions.c.id).where(_mine).with_for_update(read=True, key_share=False))
 LOCK = Statement(select(actions.c.cancel).where(_mine).with_for_update())
 ADVANCE = Statement(
     update(actions)

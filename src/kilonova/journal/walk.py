@@ -14,6 +14,7 @@ from kilonova.clock import SECOND
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.journal import statements as sql
 from kilonova.journal.failure import CANCELLED, Cancelled, stored
+from kilonova.journal.held import while_held
 from kilonova.journal.model import SIGNAL_FAILED, Done, Kind, Run, Step, Wait
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ class Walk:
         self._tell(step.name, "do")
         while True:
             try:
-                return await self._interruptibly(step, lambda: step.do(self.run))
+                with while_held(self.runner, self.row):
+                    return await self._interruptibly(step, lambda: step.do(self.run))
             except (errors.LostLease, Cancelled):
                 raise
             except Exception as error:
@@ -411,7 +413,8 @@ class Walk:
             if attempt:
                 await self.runner.clock.sleep(_pause(attempt - 1))
             try:
-                done = await step.undo(self.run)
+                with while_held(self.runner, self.row):
+                    done = await step.undo(self.run)
                 self.attempts = UNDO_ATTEMPTS
                 return done
             except errors.LostLease:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from kilonova.clock import SECOND
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx
+from kilonova.db.fence import within_fence
 from kilonova.testing.clock import VirtualClock
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class WatchedDatabase:
     async def write(self, fn: Callable[[Tx], T]) -> T:
         if self.gone or self.fail(fn.__name__):
             raise DatabaseUnavailable("A test has taken the database away.")
-        return await self._counted(self.raw.write(fn))
+        return await self._counted(self.raw.write(within_fence(self, fn)))
 
     async def read(self, fn: Callable[[Tx], T]) -> T:
         if self.gone:
