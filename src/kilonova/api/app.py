@@ -161,6 +161,9 @@ class ComputeApi:
         self.policy.refresh()
         if route.policy is not None and not route.late:
             call.allow()
+        server_id = call.path.get("server_id")
+        if server_id is not None and self.cloud.cells is not None:
+            call.cloud = await self.cloud.of_server(server_id)
         result = await route.handler(call)
         if isinstance(result, Answer):
             headers.extend(result.headers)

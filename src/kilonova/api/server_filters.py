@@ -286,6 +286,7 @@ def _by_owner(call: Call, wanted: ServerList, options: dict[str, str], all_tenan
     if every:
         call.allow(all_tenants_rule)
         if project is not None:
+            wanted.owner = project
             wanted.equals("project_id", project)
     elif call.context.project_id is not None:
         wanted.of_project(call.context.project_id)

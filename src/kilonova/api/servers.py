@@ -15,7 +15,9 @@ from kilonova.api.schema.servers import CreateBody, ServerToUpdate, UpdateBody
 from kilonova.api.server_create import create
 from kilonova.api.server_filters import KEYS, servers_wanted
 from kilonova.api.server_found import in_tx, may_see, no_such_server, server_of
+from kilonova.api.server_pages import page, page_with
 from kilonova.api.view import View
+from kilonova.api.views.lost_servers import LOST_DETAIL_VIEW, LOST_SUMMARY_VIEW, lost_server, rendered
 from kilonova.api.views.servers import (
     AT,
     DETAIL_VIEW,
@@ -28,8 +30,8 @@ from kilonova.api.views.servers import (
 )
 from kilonova.clock import SECOND
 from kilonova.db import instance_list, instances
-from kilonova.db.engine import Row, Tx
-from kilonova.errors import Conflict, Invalid, NotFound
+from kilonova.db.engine import DatabaseUnavailable, Row, Tx
+from kilonova.errors import Conflict
 from kilonova.model.instance import Instance
 from kilonova.operations import delete as delete_operation
 
@@ -38,29 +40,24 @@ RULE = "os_compute_api:servers"
 
 async def index(call: Call) -> dict[str, Any]:
     wanted = servers_wanted(call, f"{RULE}:index:get_all_tenants")
-    rows = await _page(call, lambda tx: instance_list.page(tx, wanted))
+    found = await page(call, wanted, instance_list.SUMMARY)
+    shown = rendered(found.lost, LOST_SUMMARY_VIEW.bind(call))
     render = SUMMARY_VIEW.bind(call)
-    return _with_next(call, [render(row) for row in rows], wanted.limit)
+    return _with_next(call, [*shown, *(render(row) for row in found.rows)], wanted.limit)
 
 
 async def detail(call: Call) -> dict[str, Any]:
     wanted = servers_wanted(call, f"{RULE}:detail:get_all_tenants")
     without, with_hosts = unused_columns(call), shows_host_status(call)
 
-    def read(tx: Tx) -> tuple[list[Row], dict[str, str] | None]:
-        rows = instance_list.page(tx, wanted, instance_list.DETAIL, without)
-        return rows, _host_states(call, tx) if with_hosts else None
+    def also(tx: Tx) -> dict[str, str]:
+        return _host_states(call, tx) if with_hosts else {}
 
-    rows, states = await _page(call, read)
+    found, told = await page_with(call, wanted, instance_list.DETAIL, without, also)
+    states = {host: state for each in told for host, state in each.items()} if with_hosts else None
+    shown = rendered(found.lost, LOST_DETAIL_VIEW.bind(call))
     render = renderer(call, DETAIL_VIEW, states)
-    return _with_next(call, [render(row) for row in rows], wanted.limit)
-
-
-async def _page(call: Call, read: Any) -> Any:
-    try:
-        return await call.cloud.db.read(read)
-    except NotFound as error:  # a marker: a wrong query, not a missing resource
-        raise Invalid(str(error)) from error
+    return _with_next(call, [*shown, *(render(row) for row in found.rows)], wanted.limit)
 
 
 def _with_next(call: Call, servers: list[dict[str, Any]], limit: int) -> dict[str, Any]:
@@ -90,7 +87,12 @@ async def _shown(call: Call, view: View, host_status_since: int) -> dict[str, An
         row = instance_list.show(tx, identity, without=without)
         return row, _host_states(call, tx) if with_hosts and row is not None else None
 
-    row, states = await call.cloud.db.read(read)
+    try:
+        row, states = await call.cloud.db.read(read)
+    except DatabaseUnavailable:
+        if call.cloud.cells is None:
+            raise
+        return await lost_server(call, identity)
     if row is None or not may_see(call.context, row[AT["project_id"]]):
         raise no_such_server(identity)
     call.allow(target={"project_id": row[AT["project_id"]], "user_id": row[AT["user_id"]]})

@@ -139,7 +139,8 @@ class ServerList:
     """What is wanted: conditions that all hold, an order, and a page.
 
     ``sort``: (key of SORT_KEYS, descending), at least one.  ``marker`` is the uuid of the server after which
-    the page begins.
+    the page begins; it must be of ``project_id``, if that is set.  ``owner``: the project whose servers these
+    are, however that was asked for; None: all projects'.
     """
 
     def __init__(self) -> None:
@@ -149,6 +150,7 @@ class ServerList:
         self.limit = 1000
         self.marker: str | None = None
         self.project_id: str | None = None
+        self.owner: str | None = None
 
     def _bind(self, *values: Any) -> tuple[str, ...]:
         names = tuple(f"v{len(self.values) + number}" for number in range(len(values)))
@@ -156,7 +158,7 @@ class ServerList:
         return names
 
     def of_project(self, project_id: str) -> None:
-        self.project_id = project_id
+        self.project_id = self.owner = project_id
         self.equals("project_id", project_id)
 
     def equals(self, column: str, value: Any) -> None:

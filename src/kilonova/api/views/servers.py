@@ -228,7 +228,7 @@ def _image_shown(text: str, root: str, with_properties: bool) -> msgspec.Raw:
     return msgspec.Raw(_encode(shown))
 
 
-def _bind_flavor(call: Call) -> Getter:
+def bind_flavor(call: Call) -> Getter:
     position, root = AT["flavor"], call.bookmarks
     if call.version < 47:
         return lambda row: _flavor_link(row[position], root)
@@ -236,12 +236,12 @@ def _bind_flavor(call: Call) -> Getter:
     return lambda row: _flavor_inside(row[position], with_specs)
 
 
-def _bind_image(call: Call) -> Getter:
+def bind_image(call: Call) -> Getter:
     position, root, with_properties = AT["image"], call.bookmarks, call.version >= 98
     return lambda row: _image_shown(row[position], root, with_properties) if row[position] else ""
 
 
-def _links(call: Call, position: int) -> Getter:
+def links(call: Call, position: int) -> Getter:
     """Written out, since a list has two thousand of them: uuids need no escapes, addresses get theirs."""
     own = _encode(f"{call.links}/servers/").decode()[:-1]
     bookmark = _encode(f"{call.bookmarks}/servers/").decode()[:-1]
@@ -305,13 +305,13 @@ _BODY = (
     Item("user_id", column("user_id")),
     Item("metadata", json_column("metadata")),
     Item("hostId", _host_id),
-    Item("image", bind=_bind_image),
-    Item("flavor", bind=_bind_flavor),
+    Item("image", bind=bind_image),
+    Item("flavor", bind=bind_flavor),
     Item("created", _created),
     Item("updated", _updated),
     Item("accessIPv4", text_column("access_ip_v4")),
     Item("accessIPv6", text_column("access_ip_v6")),
-    Item("links", bind=lambda call: _links(call, AT["uuid"])),
+    Item("links", bind=lambda call: links(call, AT["uuid"])),
     Item("OS-DCF:diskConfig", _disk_config),
     Item("progress", _progress, optional=True),
     Item("fault", bind=_bind_fault, optional=True),
@@ -323,7 +323,7 @@ _BODY = (
     Item("pinned_availability_zone", column("pinned_availability_zone"), since=96),
     Item("scheduler_hints", json_column("hints"), since=100),
 )
-_GROUPS = Item("server_groups", lambda row: _EMPTY_LIST, since=71)
+GROUPS = Item("server_groups", lambda row: _EMPTY_LIST, since=71)
 _EXTENDED = (
     Item("addresses", _addresses),
     Item("OS-EXT-AZ:availability_zone", bind=_bind_zone),
@@ -351,15 +351,15 @@ _EXTENDED = (
 SUMMARY_VIEW = View(
     Item("id", itemgetter(0)),
     Item("name", itemgetter(1)),
-    Item("links", bind=lambda call: _links(call, 0)),
+    Item("links", bind=lambda call: links(call, 0)),
 )
 """Of rows of ``instance_list.SUMMARY``."""
 
 DETAIL_VIEW = View(*_BODY, *_EXTENDED)
-SHOW_VIEW = View(*_BODY, _GROUPS, *_EXTENDED)
+SHOW_VIEW = View(*_BODY, GROUPS, *_EXTENDED)
 UPDATE_VIEW = View(
     *_BODY,
-    _GROUPS,
+    GROUPS,
     Item("addresses", _plain_addresses, until=74),
     *(replace(item, since=max(item.since, 75)) for item in _EXTENDED),
 )
