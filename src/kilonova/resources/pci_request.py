@@ -22,7 +22,7 @@ FLAVOR_KEY = "pci_passthrough:alias"
 MOST_DEVICES = 256  # of one request
 
 _ASKED = re.compile(r"\s*([^:]+?)\s*:\s*(\d{1,9})\s*", re.ASCII)
-_Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{4})$")]
+_Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{4}\Z")]
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
