@@ -92,7 +92,7 @@ class EmbeddedCloud(ControlPlane):
             lambda report: power.observed(self.cloud, report),
             max_concurrent_builds=self.settings.number("max_concurrent_builds"),
         )
-        report = parts.completed(await self.agent.start_up())
+        report = await self.agent.start_up(parts.reports.first)
         await self.register(report)
         self.local.add(report.host, self.agent)
         if self.settings.driver == "fake":
@@ -103,12 +103,15 @@ class EmbeddedCloud(ControlPlane):
     def _begin_periodic(self, report: HostReport, parts: HostParts) -> None:
         number = self.settings.number
         self.periodic = Periodic(self.clock)
-        self.periodic.every(number("report_interval"), "service report", lambda: self.alive(report))
+        self.periodic.every(
+            number("report_interval"), "service report", lambda: self.alive(parts.reports.latest)
+        )
         self.periodic.every(
             spacing(number("sync_power_state_interval")),
             "power states",
             lambda: power.synchronise(self.cloud, report.host),
         )
+        parts.keep_reports(self.periodic, self.settings, self.register)
         parts.keep_image_cache(self.periodic, self.settings)
 
     def _administrator(self) -> RequestContext:

@@ -7,14 +7,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import msgspec
-
+from kilonova.agent.report import HostReports, Tell, host_reports
 from kilonova.clock import Clock
 from kilonova.errors import Failed, KilonovaError
 from kilonova.guest_metadata import GuestMetadata
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.source import WiringSource
-from kilonova.model.host import HostReport, Inventory
+from kilonova.model.host import Inventory
 from kilonova.model.port import Vif
 from kilonova.periodic import Periodic, spacing
 from kilonova.rpc.desk import Desk
@@ -24,6 +23,7 @@ from kilonova.vif.null import NullPlugger
 from kilonova.vif.plugger import VifPlugger
 from kilonova.virt.driver import Driver
 from kilonova.virt.fake.driver import FakeDriver
+from kilonova.virt.fake.hardware import hardware_from
 
 
 async def _nothing() -> None:
@@ -32,16 +32,17 @@ async def _nothing() -> None:
 
 @dataclass
 class HostParts:
-    """What an agent works with; ``stop`` ends what wires the ports."""
+    """What an agent works with; ``reports`` looks at what it has, ``stop`` ends what wires the ports."""
 
     driver: Driver
     plugger: VifPlugger
-    details: dict[str, str]
+    reports: HostReports
     stop: Callable[[], Awaitable[None]] = _nothing
 
-    def completed(self, report: HostReport) -> HostReport:
-        """The hypervisor's report, with what the network service wants to know of the host."""
-        return msgspec.structs.replace(report, details={**report.details, **self.details})
+    def keep_reports(self, periodic: Periodic, settings: Settings, tell: Tell) -> None:
+        """Have told what is new of the host: what it has, and what its monitors see."""
+        interval = spacing(settings.number("update_resources_interval"))
+        periodic.every(interval, "resources", lambda: self.reports.tell_news(tell))
 
     def keep_image_cache(self, periodic: Periodic, settings: Settings) -> None:
         """Have images removed that nobody has used for long."""
@@ -90,16 +91,20 @@ def _fake(settings: Settings, state: StateDir, clock: Clock, source: WiringSourc
         "MEMORY_MB": Inventory(total=settings.number("memory_mb", "fake")),
         "DISK_GB": Inventory(total=settings.number("disk_gb", "fake")),
     }
+    hardware = hardware_from(settings)
     driver = FakeDriver(
         host,
         state.compute_id(),
         state.private("agent"),
         clock,
-        capacity,
+        hardware.capacity(capacity),
         delay=settings.real("delay", "fake"),
         host_ip=settings.text("my_ip"),
+        hardware=hardware,
     )
-    return HostParts(driver, NullPlugger(plugged), {"datapath_type": "netdev"})
+    reports = host_reports(driver, clock, settings)
+    reports.details = {"datapath_type": "netdev"}
+    return HostParts(driver, NullPlugger(plugged), reports)
 
 
 async def _libvirt(
@@ -118,19 +123,21 @@ async def _libvirt(
     from kilonova.virt.libvirt.options import options_from
 
     connection = settings.text("ovsdb_connection", "ovs")
+    instances = state.searchable("instances")
+    driver = LibvirtDriver(options_from(settings), host_name(settings), state.compute_id(), instances, clock)
+    reports = host_reports(driver, clock, settings)
     metadata = GuestMetadata(desk, settings)
     wiring = L2Agent(source, Ovsdb(connection, clock), clock, l2_options(settings, state), metadata.serve)
     try:
         await wiring.start()
     except KilonovaError as error:
         raise Failed(f"{error} `tools/host-daemons.sh up` starts what a host needs.") from error
-    instances = state.searchable("instances")
-    driver = LibvirtDriver(options_from(settings), host_name(settings), state.compute_id(), instances, clock)
     datapath = wiring.datapath_type
+    reports.details = {"datapath_type": datapath}
     plugger = OsVifPlugger(connection, datapath_type=datapath)
 
     async def stop() -> None:
         await wiring.stop()
         await plugger.close()
 
-    return HostParts(driver, plugger, {"datapath_type": datapath}, stop)
+    return HostParts(driver, plugger, reports, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import structlog
 
 from kilonova.db import host_report, host_resources, hosts
@@ -28,6 +29,9 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     host, warnings = await cloud.db.write(write)
     for each in warnings:
         log.warning("less than servers hold", host=report.host, what=each)
-    traits = (*report.traits, DISABLED_TRAIT) if host.disabled else report.traits
-    await cloud.placement.report(report.compute_id, report.hypervisor_hostname, report.inventories, traits)
+    node, *below = report.tree
+    if host.disabled:
+        node = msgspec.structs.replace(node, traits=(*node.traits, DISABLED_TRAIT))
+    for each in await cloud.placement.report_tree([node, *below]):
+        log.warning("a provider is gone from a host, and servers hold of it", host=report.host, provider=each)
     cloud.scheduler.forget()

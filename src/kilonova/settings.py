@@ -11,6 +11,7 @@ import msgspec
 from oslo_config import cfg
 
 from kilonova.model.instance import instance_name
+from kilonova.resources import host_conf
 
 
 def _name_template(text: str) -> str:
@@ -29,12 +30,7 @@ DEFAULT = [
         default="%(uuid)s",
         help="Names of guests in the hypervisor; Nova's instance-%08x may meet other clouds' guests.",
     ),
-    cfg.FloatOpt("cpu_allocation_ratio", default=4.0),
-    cfg.FloatOpt("ram_allocation_ratio", default=1.0),
-    cfg.FloatOpt("disk_allocation_ratio", default=1.0),
-    cfg.IntOpt("reserved_host_memory_mb", default=512),
-    cfg.IntOpt("reserved_host_disk_mb", default=0),
-    cfg.IntOpt("reserved_host_cpus", default=0),
+    *host_conf.HOST,
     cfg.IntOpt("max_concurrent_builds", default=10),
     cfg.IntOpt("shutdown_timeout", default=60, help="Seconds a guest has to shut itself down."),
     cfg.IntOpt("service_down_time", default=60),
@@ -115,6 +111,7 @@ FAKE = [
     cfg.IntOpt("memory_mb", default=400_000_000),
     cfg.IntOpt("disk_gb", default=60_000_000),
     cfg.FloatOpt("delay", default=0.0, help="Seconds that every verb of the fake hypervisor takes."),
+    *host_conf.FAKE,
 ]
 JOURNAL = [
     cfg.FloatOpt("lease", default=30.0, help="Seconds until another controller takes over from a dead one."),
@@ -135,6 +132,7 @@ TOKEN = [
     ),
 ]
 COMPUTE = [
+    *host_conf.COMPUTE,
     cfg.BoolOpt(
         "packing_host_numa_cells_allocation_strategy",
         default=False,
@@ -142,6 +140,7 @@ COMPUTE = [
     ),
 ]
 PCI = [
+    *host_conf.PCI,
     cfg.MultiStrOpt("alias", default=[], help="Devices by a name, as JSON: flavors ask for them by it."),
 ]
 GROUPS = {
@@ -156,6 +155,8 @@ GROUPS = {
     "vnc": VNC,
     "ovs": OVS,
     "fake": FAKE,
+    "neutron": host_conf.NEUTRON,
+    "neutron_tunnel": host_conf.TUNNEL,
     "journal": JOURNAL,
     "identity": IDENTITY,
     "token": TOKEN,
@@ -209,6 +210,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def flag(self, name: str, group: str = "DEFAULT") -> bool:
         return bool(self.options[group][name])
 
+    def listed(self, name: str, group: str = "DEFAULT") -> list[object]:
+        value = self.options[group][name] or []
+        assert isinstance(value, list), f"[{group}]{name} is no list"
+        return value
+
 
 def read_options(config_file: Path | None) -> dict[str, dict[str, object]]:
     """All options by group, with defaults filled in.  Raises oslo_config.cfg.Error for a bad file."""
@@ -217,8 +223,11 @@ def read_options(config_file: Path | None) -> dict[str, dict[str, object]]:
         conf.register_opts(options, group=group)
     files = [str(config_file)] if config_file else []
     conf([], project="kilonova", default_config_files=files, default_config_dirs=[])
+    physical = [host_conf.physnet(name) for name in conf.neutron.physnets]
+    for group, options in physical:  # groups that another option names
+        conf.register_opts(options, group=group)
     result: dict[str, dict[str, object]] = {}
-    for group, options in GROUPS.items():
+    for group, options in (*GROUPS.items(), *physical):
         source = conf if group is None else conf[group]
         result[group or "DEFAULT"] = {option.dest: source[option.dest] for option in options}
     return result

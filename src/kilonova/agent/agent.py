@@ -68,12 +68,22 @@ class Agent:
         self._reports: set[asyncio.Task[None]] = set()
         self._off: dict[str, asyncio.Event] = {}
 
-    async def start_up(self) -> HostReport:
-        """Connect to the hypervisor, adopt its guests and say what the host has."""
+    async def start_up(self, look: Callable[[], Awaitable[HostReport]] | None = None) -> HostReport:
+        """Connect to the hypervisor, adopt its guests and say what the host has: what ``look`` finds, by
+        default just what the driver tells."""
         await self.driver.open(self._power_event)
         guests = await self.driver.guests()
         await asyncio.gather(*(self._report(self._observed(uuid, state)) for uuid, state in guests.items()))
-        return await self.driver.report()
+        return await (look or self.driver.report)()
+
+    async def survey(self) -> tuple[tuple[Observed, ...], int]:
+        """What all guests do, and a generation: whoever is not among them was not there at that."""
+        generation = self._generations.next()
+        guests = await self.driver.guests()
+        seen = tuple(
+            Observed(uuid=uuid, power_state=state, generation=generation) for uuid, state in guests.items()
+        )
+        return seen, generation
 
     async def shut_down_agent(self) -> None:
         """Let go of the hypervisor; guests run on."""

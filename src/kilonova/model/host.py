@@ -32,7 +32,7 @@ class ProviderReport(msgspec.Struct, frozen=True, kw_only=True):
 
     uuid: str
     name: str
-    parent: str | None = None  # uuid; None: the compute node itself, or another root
+    parent: str | None = None  # uuid; None: a root, as the compute node itself is
     inventories: dict[str, Inventory] = {}
     traits: tuple[str, ...] = ()
     aggregates: tuple[str, ...] | None = None  # None: whatever placement has
@@ -69,6 +69,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[Metric, ...] = ()
     version: str = ""  # of the messages that its agent understands
     initial_ratios: tuple[str, ...] = ()  # as a ProviderReport's: what placement has goes before
+    starting: bool = False  # its agent has just started: inventories may move between providers
 
     @property
     def tree(self) -> tuple[ProviderReport, ...]:

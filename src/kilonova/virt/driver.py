@@ -37,7 +37,14 @@ class Driver(Protocol):
         """Let go.  Guests run on."""
 
     async def report(self) -> HostReport:
-        """What this host has."""
+        """What this host has: all of it, with nothing kept back for the host (that is the agent's).
+
+        ``providers`` are those below the compute node's own, which has ``inventories``.
+        """
+
+    async def cpu_stats(self) -> dict[str, int]:
+        """Nanoseconds since boot that all of the host's CPUs have spent together: ``user``, ``kernel``,
+        ``idle``, ``iowait``; and ``frequency`` in MHz.  What is not known is left out."""
 
     async def guests(self) -> dict[str, int]:
         """The power state of every guest of ours on this host, by uuid."""

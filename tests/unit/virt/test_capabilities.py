@@ -15,8 +15,8 @@ from kilonova.virt.libvirt import capabilities as module
 from kilonova.virt.libvirt.capabilities import Capabilities, HostCpu, read_machine
 from kilonova.virt.libvirt.cpu import choose_cpu
 from kilonova.virt.libvirt.driver import disk_cache_mode
-from kilonova.virt.libvirt.options import LibvirtOptions, Ratios, options_from
-from kilonova.virt.libvirt.report import HostFacts, cpu_info, disk_gib, inventories, traits
+from kilonova.virt.libvirt.options import LibvirtOptions, options_from
+from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, traits
 from kilonova.virt.libvirt.traits import _KNOWN, _OTHER, cpu_traits
 from kilonova.virt.libvirt.xml.domain import Cpu
 from tests.unit.virt.machines import PC, machine
@@ -220,17 +220,15 @@ def test_processors_that_this_host_does_not_have(mode: str, models: tuple[str, .
         choose_cpu(options(cpu_mode=mode, cpu_models=models), PC, "kvm")
 
 
-def test_inventories_with_ratios_and_what_is_kept_back() -> None:
-    facts = HostFacts(hostname="h", version=7002000, memory_mib=4096, cpus=4)
-    ratios = Ratios(
-        cpu=2.0, ram=1.5, disk=1.2, reserved_cpus=1, reserved_memory_mb=9999, reserved_disk_mb=1025
-    )
-    found = inventories(facts, 100, ratios)
+def test_inventories_are_all_that_there_is() -> None:
+    found = inventories(4, 2, 4096, 100)
     assert {name: (i.total, i.reserved, i.max_unit, i.allocation_ratio) for name, i in found.items()} == {
-        "VCPU": (4, 1, 4, 2.0),
-        "MEMORY_MB": (4096, 4096, 4096, 1.5),
-        "DISK_GB": (100, 2, 100, 1.2),
+        "VCPU": (4, 0, 4, 1.0),
+        "PCPU": (2, 0, 2, 1.0),
+        "MEMORY_MB": (4096, 0, 4096, 1.0),
+        "DISK_GB": (100, 0, 100, 1.0),
     }
+    assert set(inventories(0, 2, 4096, 100)) == {"PCPU", "MEMORY_MB", "DISK_GB"}
 
 
 def test_disk_of_the_guests_file_system(tmp_path: Path) -> None:
@@ -271,8 +269,7 @@ def test_every_trait_that_can_come_out_is_a_standard_one() -> None:
 def test_options_from_settings(tmp_path: Path) -> None:
     file = tmp_path / "nova.conf"
     file.write_text(
-        "[DEFAULT]\nmy_ip = 10.0.0.1\ncpu_allocation_ratio = 3\nreserved_host_cpus = 2\n"
-        "reserved_host_disk_mb = 100\nconfig_drive_format = vfat\n"
+        "[DEFAULT]\nmy_ip = 10.0.0.1\nconfig_drive_format = vfat\n"
         "[libvirt]\nvirt_type = qemu\nconnection_uri = qemu:///x\ncpu_mode = custom\ncpu_models = a,b\n"
         "hw_machine_type = aarch64=virt,x86_64=q35\ntb_cache_size = 32\nwait_soft_reboot_seconds = 7\n"
         "[vnc]\nenabled = false\nserver_listen = 0.0.0.0\n"
@@ -290,7 +287,6 @@ def test_options_from_settings(tmp_path: Path) -> None:
         config_drive_format="vfat",
         vnc=False,
         vnc_listen="0.0.0.0",
-        ratios=Ratios(cpu=3.0, reserved_cpus=2, reserved_disk_mb=100),
     )
     assert options_from(Settings(state_dir=tmp_path, options=read_options(None))) == LibvirtOptions()
 

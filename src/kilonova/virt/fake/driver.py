@@ -23,6 +23,7 @@ from kilonova.rpc.messages import (
 )
 from kilonova.virt.driver import ImageSource, PowerEvent
 from kilonova.virt.fake.guests import PREPARED, GuestFile
+from kilonova.virt.fake.hardware import FakeHardware
 
 
 class Faults:
@@ -87,14 +88,18 @@ class FakeDriver:
         *,
         delay: float = 0.0,
         host_ip: str = "127.0.0.1",
+        hardware: FakeHardware | None = None,
     ) -> None:
+        """Everything that it has can be changed while it runs: the next report says so."""
         self.faults = Faults()
         self.delay = delay
         self.ignores_shutdown: set[str] = set()  # guests that do not hear the power button
         self._host = host
         self._compute_id = compute_id
         self._clock = clock
-        self._capacity = capacity
+        self.capacity = capacity
+        self.hardware = hardware or FakeHardware()
+        self.cpu_times: dict[str, int] | None = None  # None: they follow the clock
         self._host_ip = host_ip
         self._path = state_dir / "fake-guests.db"
         self._guests: GuestFile | None = None
@@ -121,12 +126,24 @@ class FakeDriver:
             hypervisor_type=self.hypervisor_type,
             hypervisor_version=1000,
             host_ip=self._host_ip,
-            inventories=self._capacity,
+            inventories=self.capacity,
             traits=("COMPUTE_NODE", "COMPUTE_NET_ATTACH_INTERFACE"),
             cpu_info={"arch": "x86_64", "model": "fake", "vendor": "Kilonova", "features": []},
             details={"datapath_type": "netdev"},
             started_at=self._clock.now(),
+            numa=self.hardware.numa,
+            pci_devices=self.hardware.pci_devices,
+            providers=self.hardware.tree(self._compute_id, self._host),
         )
+
+    async def cpu_stats(self) -> dict[str, int]:
+        """Of a processor that is busy for a fifth of the time, unless a test says otherwise."""
+        await self._do("cpu_stats")
+        if self.cpu_times is not None:
+            return self.cpu_times
+        now = self._clock.now() * 1000
+        shares = {"user": 10, "kernel": 5, "idle": 80, "iowait": 5}
+        return {**{kind: now * share // 100 for kind, share in shares.items()}, "frequency": 2000}
 
     async def guests(self) -> dict[str, int]:
         return self.guest_file.defined()

@@ -11,6 +11,7 @@ import structlog
 from kilonova.clock import Clock
 from kilonova.errors import Failed, HostFault, NotFound
 from kilonova.model.host import HostReport
+from kilonova.model.numa import HostTopology
 from kilonova.model.states import Power
 from kilonova.rpc.messages import Diagnostics, GuestSpec
 from kilonova.virt.driver import ImageSource, PowerEvent
@@ -22,12 +23,17 @@ from kilonova.virt.libvirt.diagnostics import diagnostics, wanted
 from kilonova.virt.libvirt.disks import CONSOLE, GuestFiles
 from kilonova.virt.libvirt.domains import Domains
 from kilonova.virt.libvirt.hardware import choose, machine_type
+from kilonova.virt.libvirt.host_topology import host_topology
 from kilonova.virt.libvirt.image_cache import ImageCache
 from kilonova.virt.libvirt.options import LibvirtOptions
-from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, read_facts, traits
+from kilonova.virt.libvirt.pci import pci_devices
+from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, read_cpu_stats, read_facts, traits
 from kilonova.virt.libvirt.threads import Threads
 from kilonova.virt.libvirt.watch import Watch
 from kilonova.virt.libvirt.xml.domain import Blueprint, domain_xml
+from kilonova.virt.pci_providers import check_specs_without_names, pci_providers
+from kilonova.virt.pci_spec import choose as choose_devices
+from kilonova.virt.pci_spec import read_specs
 
 log = structlog.get_logger("kilonova.virt")
 
@@ -61,6 +67,10 @@ class LibvirtDriver:
         self._connection = Connection(options.connection_uri, self._watch, clock)
         self._domains = Domains(self._connection, compute_id, clock)
         self._capabilities = Capabilities(self._connection, options.virt_type)
+        self._specs = read_specs(options.device_specs)
+        if options.pci_in_placement:
+            check_specs_without_names([spec.devname for spec in self._specs])
+        self._topology: HostTopology | None = None
         self._cache_mode = "none"
         self._started_at = 0
 
@@ -87,22 +97,37 @@ class LibvirtDriver:
         return self._capabilities.virt_type
 
     async def report(self) -> HostReport:
+        """As it is now.  Raises Failed for options that name what this host does not have."""
         facts = await read_facts(self._connection)
-        machine = await self._capabilities.machine(self._options.machine_type)
+        options, machine = self._options, await self._capabilities.machine(self._options.machine_type)
+        numa = host_topology(
+            facts.cells, facts.online, options.cpus, options.reserved_pages, options.networks
+        )
+        shared, dedicated = options.cpus.split(facts.online)
         space = await self._threads.run(lambda: disk_gib(self._instances))
+        devices = choose_devices(self._specs, await pci_devices(self._connection)) if self._specs else ()
+        self._topology = numa
         return HostReport(
             host=self._host,
             compute_id=self._compute_id,
             hypervisor_hostname=facts.hostname,
             hypervisor_type=self.hypervisor_type,
             hypervisor_version=facts.version,
-            host_ip=self._options.host_ip,
-            inventories=inventories(facts, space, self._options.ratios),
-            traits=traits(machine, await self._capabilities.guest_features(machine)),
+            host_ip=options.host_ip,
+            inventories=inventories(len(shared), len(dedicated), facts.memory_mib, space),
+            traits=traits(machine, await self._capabilities.guest_features(machine), numa),
             cpu_info=cpu_info(self._capabilities.cpu),
             details={"virt_type": self.virt_type},
             started_at=self._started_at,
+            numa=numa,
+            pci_devices=devices,
+            providers=pci_providers(self._compute_id, facts.hostname, devices)
+            if options.pci_in_placement
+            else (),
         )
+
+    async def cpu_stats(self) -> dict[str, int]:
+        return await read_cpu_stats(self._connection)
 
     async def guests(self) -> dict[str, int]:
         return await self._domains.states()

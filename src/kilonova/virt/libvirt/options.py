@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from kilonova.errors import Failed
+from kilonova.model.cpus import parse_cpus
+from kilonova.virt.libvirt.host_topology import CpuSets, NetworkCells
+
 if TYPE_CHECKING:
     from kilonova.settings import Settings
-
-
-class Ratios(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of the host may be given out, and what is kept back."""
-
-    cpu: float = 4.0
-    ram: float = 1.0
-    disk: float = 1.0
-    reserved_cpus: int = 0
-    reserved_memory_mb: int = 512
-    reserved_disk_mb: int = 0
 
 
 class LibvirtOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,35 +31,43 @@ class LibvirtOptions(msgspec.Struct, frozen=True, kw_only=True):
     vnc: bool = True
     vnc_listen: str = "127.0.0.1"
     balloon_period: int = 10
-    ratios: Ratios = Ratios()
+    cpus: CpuSets = CpuSets()
+    reserved_pages: dict[tuple[int, int], int] = {}  # (cell, KiB) -> pages
+    networks: NetworkCells = NetworkCells()
+    device_specs: tuple[str, ...] = ()  # JSON
+    pci_in_placement: bool = False
 
 
 def options_from(settings: Settings) -> LibvirtOptions:
-    """The options of this host's driver."""
-    number, text = settings.number, settings.text
+    """The options of this host's driver.  Raises Failed for those that make no sense."""
+    number, text, listed = settings.number, settings.text, settings.listed
     cache = settings.options["libvirt"]["tb_cache_size"]
-    models = settings.options["libvirt"]["cpu_models"]
-    assert isinstance(models, list)
     return LibvirtOptions(
         host_ip=text("my_ip"),
         connection_uri=text("connection_uri", "libvirt"),
         virt_type=text("virt_type", "libvirt"),
         cpu_mode=text("cpu_mode", "libvirt") or None,
-        cpu_models=tuple(str(model) for model in models),
+        cpu_models=tuple(str(model) for model in listed("cpu_models", "libvirt")),
         machine_type=_machine_type(text("hw_machine_type", "libvirt")),
         tb_cache_mib=cache if isinstance(cache, int) else None,
         soft_reboot_timeout=float(number("wait_soft_reboot_seconds", "libvirt")),
         config_drive_format=text("config_drive_format"),
         vnc=settings.flag("enabled", "vnc"),
         vnc_listen=text("server_listen", "vnc"),
-        ratios=Ratios(
-            cpu=settings.real("cpu_allocation_ratio"),
-            ram=settings.real("ram_allocation_ratio"),
-            disk=settings.real("disk_allocation_ratio"),
-            reserved_cpus=number("reserved_host_cpus"),
-            reserved_memory_mb=number("reserved_host_memory_mb"),
-            reserved_disk_mb=number("reserved_host_disk_mb"),
+        cpus=CpuSets(
+            shared=_cpus(text("cpu_shared_set", "compute"), "cpu_shared_set"),
+            dedicated=_cpus(text("cpu_dedicated_set", "compute"), "cpu_dedicated_set"),
         ),
+        reserved_pages=reserved_pages(listed("reserved_huge_pages")),
+        networks=NetworkCells(
+            physical={
+                str(name): _cells(listed("numa_nodes", f"neutron_physnet_{name}"))
+                for name in listed("physnets", "neutron")
+            },
+            tunnels=_cells(listed("numa_nodes", "neutron_tunnel")),
+        ),
+        device_specs=tuple(str(each) for each in listed("device_spec", "pci")),
+        pci_in_placement=settings.flag("report_in_placement", "pci"),
     )
 
 
@@ -76,3 +78,47 @@ def _machine_type(text: str) -> str:
         if not equals or arch == platform.machine():
             return machine
     return "pc"
+
+
+def _cpus(text: str, name: str) -> frozenset[int] | None:
+    if not text.strip():
+        return None
+    try:
+        found = parse_cpus(text)
+    except ValueError as error:
+        raise Failed(f"[compute]{name} = {text}: {error}.") from error
+    if not found:
+        raise Failed(f"[compute]{name} = {text}: no CPU is left.")
+    return found
+
+
+def _cells(numbers: list[object]) -> frozenset[int]:
+    return frozenset(int(str(number)) for number in numbers)
+
+
+def reserved_pages(entries: list[object]) -> dict[tuple[int, int], int]:
+    """``node:0,size:2048,count:64`` as oslo.config has read it; sizes are in KiB, or with their unit.
+
+    Raises Failed.
+    """
+    found = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != {"node", "size", "count"}:
+            _wrong_pages(entry, "it has to have node, size and count")
+        size = _SIZE.fullmatch(entry["size"].strip())
+        if size is None or not entry["node"].isdecimal() or not entry["count"].isdecimal():
+            _wrong_pages(entry, "node and count are numbers, size is in KiB or like 1GB")
+        key = (int(entry["node"]), int(size[1]) * _UNITS[(size[2] or "k").lower()])
+        if key in found:
+            _wrong_pages(entry, "these pages are reserved twice")
+        found[key] = int(entry["count"])
+    return found
+
+
+def _wrong_pages(entry: object, what: str) -> NoReturn:
+    shown = ",".join(f"{key}:{value}" for key, value in entry.items()) if isinstance(entry, dict) else entry
+    raise Failed(f"[DEFAULT]reserved_huge_pages = {shown}: {what}.")
+
+
+_SIZE = re.compile(r"(\d{1,9})([kmgKMG])?(?:i?[bB])?", re.ASCII)
+_UNITS = {"k": 1, "m": 1 << 10, "g": 1 << 20}

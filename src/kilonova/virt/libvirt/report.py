@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from kilonova.model.host import Inventory
+from kilonova.model.numa import HostTopology
 from kilonova.virt.libvirt.capabilities import HostCpu, Machine
 from kilonova.virt.libvirt.connection import Connection
 from kilonova.virt.libvirt.hardware import DISK_BUSES, VIDEO_MODELS, VIF_MODELS
-from kilonova.virt.libvirt.options import Ratios
+from kilonova.virt.libvirt.host_topology import Cell, read_cells
 from kilonova.virt.libvirt.traits import cpu_traits
 
 GIB = 1 << 30
+ALL_CPUS = -1  # VIR_NODE_CPU_STATS_ALL_CPUS
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """``version`` is QEMU's, as 7002000 for 7.2.0."""
+    """``version`` is QEMU's, as 7002000 for 7.2.0; ``online`` are the CPUs that are on."""
 
     hostname: str
     version: int
     memory_mib: int
-    cpus: int
+    online: frozenset[int]
+    cells: list[Cell] = []
 
 
 async def read_facts(connection: Connection) -> HostFacts:
+    """As they are now: pages and CPUs may come and go."""
+
     def work(link: Any) -> HostFacts:
-        info = link.getInfo()
+        _, there, _ = link.getCPUMap()
         return HostFacts(
-            hostname=link.getHostname(), version=link.getVersion(), memory_mib=info[1], cpus=info[2]
+            hostname=link.getHostname(),
+            version=link.getVersion(),
+            memory_mib=link.getInfo()[1],
+            online=frozenset(cpu for cpu, on in enumerate(there) if on),
+            cells=read_cells(ET.fromstring(link.getCapabilities())),
         )
 
     return await connection.call(work)
 
 
-def inventories(facts: HostFacts, disk_gib: int, ratios: Ratios) -> dict[str, Inventory]:
-    """Resources with what is kept back and how far they may be overbooked."""
+async def read_cpu_stats(connection: Connection) -> dict[str, int]:
+    """Nanoseconds since boot that the host's CPUs have spent, by kind, and their frequency in MHz."""
 
-    def of(total: int, reserved: int, ratio: float) -> Inventory:
-        return Inventory(
-            total=total, reserved=min(reserved, total), max_unit=max(1, total), allocation_ratio=ratio
-        )
+    def work(link: Any) -> dict[str, int]:
+        return {**link.getCPUStats(ALL_CPUS), "frequency": link.getInfo()[3]}
 
-    return {
-        "VCPU": of(facts.cpus, ratios.reserved_cpus, ratios.cpu),
-        "MEMORY_MB": of(facts.memory_mib, ratios.reserved_memory_mb, ratios.ram),
-        "DISK_GB": of(disk_gib, -(-ratios.reserved_disk_mb // 1024), ratios.disk),
-    }
+    return await connection.call(work)
+
+
+def inventories(shared: int, dedicated: int, memory_mib: int, disk_gib: int) -> dict[str, Inventory]:
+    """Resources as they are; what is kept back, and how far they may be overbooked, is the agent's.
+
+    Pinned CPUs are never overbooked.  There is no record of what there is none of.
+    """
+    totals = {"VCPU": shared, "PCPU": dedicated, "MEMORY_MB": memory_mib, "DISK_GB": disk_gib}
+    return {name: Inventory(total=total, max_unit=total) for name, total in totals.items() if total > 0}
 
 
 def disk_gib(directory: Path) -> int:
@@ -58,7 +71,7 @@ def disk_gib(directory: Path) -> int:
     return found.f_blocks * found.f_frsize // GIB
 
 
-def traits(machine: Machine, features: frozenset[str]) -> tuple[str, ...]:
+def traits(machine: Machine, features: frozenset[str], numa: HostTopology | None = None) -> tuple[str, ...]:
     """What guests can have on this host; only what the driver really does."""
     found = {"COMPUTE_NODE", f"COMPUTE_ARCH_{machine.arch.upper()}", f"HW_ARCH_{machine.arch.upper()}"}
     found |= {f"COMPUTE_IMAGE_TYPE_{form}" for form in ("RAW", "QCOW2", "ISO")}
@@ -67,6 +80,10 @@ def traits(machine: Machine, features: frozenset[str]) -> tuple[str, ...]:
         f"COMPUTE_GRAPHICS_MODEL_{model.upper()}" for model in VIDEO_MODELS if model in machine.video_models
     }
     found |= {f"COMPUTE_NET_VIF_MODEL_{model.upper()}" for model in VIF_MODELS}
+    if numa is not None:
+        found.add("COMPUTE_SOCKET_PCI_NUMA_AFFINITY")
+        if any(cell.siblings for cell in numa.cells):
+            found.add("HW_CPU_HYPERTHREADING")
     found.add("COMPUTE_FIRMWARE_BIOS")
     if "efi" in machine.firmware:
         found.add("COMPUTE_FIRMWARE_UEFI")
