@@ -112,14 +112,12 @@ class Claims:
 
     async def release(self, consumer: str) -> None:
         """Give back all that the consumer holds, whatever it is."""
-        await self._placement.release(consumer)
-        await self._db.write(lambda tx: host_resources.drop(tx, consumer))
+        await self._placement.release(consumer, also=_dropping(consumer))
 
     async def release_server(self, instance: Instance) -> None:
         """Give back what a server holds: an ordinary one costs nothing more than its allocations."""
-        await self._placement.release(instance.uuid)
-        if is_special(instance):
-            await self._db.write(lambda tx: host_resources.drop(tx, instance.uuid))
+        also = _dropping(instance.uuid) if is_special(instance) else None
+        await self._placement.release(instance.uuid, also=also)
 
     async def of(self, instance: Instance) -> Claim | None:
         """What a server holds beyond its allocations; None, without a look, for an ordinary one."""
@@ -164,6 +162,13 @@ class Claims:
         if wanted.numa is None or before is None:
             return Wanted(numa=wanted.numa, limits=wanted.limits)
         return Wanted(numa=_with_pages(wanted, before), limits=wanted.limits)
+
+
+def _dropping(consumer: str) -> Also:
+    def drop(tx: Tx) -> None:
+        host_resources.drop(tx, consumer)
+
+    return drop
 
 
 def _take(tx: Tx, made: Claim, wanted: Wanted, allocations: Allocations, *, packing: bool) -> Claim:

@@ -136,8 +136,13 @@ class BuiltinPlacement:
         except _TakenBack:
             return False
 
-    async def release(self, consumer: str) -> None:
-        await self.db.write(lambda tx: bookings.release(tx, consumer))
+    async def release(self, consumer: str, *, also: Also | None = None) -> None:
+        def transaction(tx: Tx) -> None:
+            bookings.release(tx, consumer)
+            if also is not None:
+                also(tx)
+
+        await self.db.write(transaction)
 
     async def held(self, consumer: str) -> Allocations:
         return await self.db.read(lambda tx: bookings.held(tx, consumer))

@@ -113,8 +113,9 @@ class Placement(Protocol):
         another one.
         """
 
-    async def release(self, consumer: str) -> None:
-        """Give back all that the consumer holds."""
+    async def release(self, consumer: str, *, also: Also | None = None) -> None:
+        """Give back all that the consumer holds; ``also`` is run in the same transaction, also if it is nothing.
+        """
 
     async def held(self, consumer: str) -> Allocations:
         """What the consumer holds; empty if it is unknown."""
