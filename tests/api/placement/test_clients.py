@@ -171,7 +171,3 @@ async def test_allocations_at_each_band(as_user: As, version: str) -> None:
 async def test_others_are_refused(as_user: As) -> None:
     for command in ("resource provider list", "resource class list", "trait list"):
         await as_user("demo").refused(command, "403")
-
-
-async def test_candidates_are_honestly_missing(as_user: As) -> None:
-    await as_user().refused("allocation candidate list --resource VCPU=1", "404")

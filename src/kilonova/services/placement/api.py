@@ -1,7 +1,4 @@
-"""Placement's HTTP API: providers, inventories, allocations, traits, classes and usages.
-
-Allocation candidates and the reshaper are not here yet.
-"""
+"""Placement's HTTP API: providers, inventories, allocations and their candidates, traits, classes, usages."""
 
 from __future__ import annotations
 
@@ -17,7 +14,14 @@ from kilonova.db import placement_providers as providers
 from kilonova.db.engine import UniqueViolation
 from kilonova.errors import Refused
 from kilonova.model.context import RequestContext
-from kilonova.services.placement import api_allocations, api_inventories, api_names, api_providers
+from kilonova.services.placement import (
+    api_allocations,
+    api_candidates,
+    api_inventories,
+    api_names,
+    api_providers,
+    api_reshaper,
+)
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.services.placement.call import (
     MAX,
@@ -26,8 +30,10 @@ from kilonova.services.placement.call import (
     BadQuery,
     Call,
     Duplicated,
+    MissingValue,
     NotAcceptable,
     Routes,
+    UnknownProvider,
     WrongMediaType,
     check_path,
     negotiate,
@@ -46,12 +52,16 @@ CODES: dict[type[BaseException], str] = {
     providers.HasChildren: "placement.resource_provider.cannot_delete_parent",
     Duplicated: "placement.query.duplicate_key",
     BadQuery: "placement.query.bad_value",
+    UnknownProvider: "placement.resource_provider.not_found",
+    MissingValue: "placement.query.missing_value",
 }
 ROUTES: Routes = {
     **api_providers.ROUTES,
     **api_inventories.ROUTES,
     **api_allocations.ROUTES,
+    **api_candidates.ROUTES,
     **api_names.ROUTES,
+    **api_reshaper.ROUTES,
 }
 NOBODY = RequestContext(request_id="", user_id="")
 CODES_SINCE = 23

@@ -19,12 +19,13 @@ from kilonova.services.placement import known
 from kilonova.services.placement.call import At, BadQuery, Call, Routes, convert, no_content, read_uuid
 
 OWNERS, OBJECTS, GENERATIONS, MAPPINGS, TYPES = 8, 12, 28, 34, 38
-NOBODY = "00000000-0000-0000-0000-000000000000"
 UNKNOWN = "unknown"
 LONGEST = 255  # characters of a name or an id of others
+_SUFFIX = re.compile(r"[a-zA-Z0-9_-]{0,64}\Z")
 _TYPE = re.compile(r"[A-Z0-9_]{1,255}\Z")
 
 Amounts = dict[str, Annotated[int, Meta(ge=1, le=2**31 - 1)]]
+Mappings = Annotated[dict[str, Annotated[list[str], Meta(min_length=1)]], Meta(min_length=1)]
 Owner = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
@@ -49,7 +50,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     project_id: Owner | UnsetType = UNSET
     user_id: Owner | UnsetType = UNSET
     consumer_generation: int | UnsetType | None = UNSET
-    mappings: dict[str, list[str]] | UnsetType = UNSET
+    mappings: Mappings | UnsetType = UNSET
     consumer_type: str | UnsetType = UNSET
 
 
@@ -73,18 +74,27 @@ def _read(call: Call, consumer: str, body: Body, *, may_be_empty: bool) -> Put:
     kind = None if body.consumer_type is UNSET else body.consumer_type
     if kind is not None and not _TYPE.match(kind):
         raise Invalid("JSON does not validate: 'consumer_type' must be of A to Z, 0 to 9 and _.")
+    if body.mappings is not UNSET:
+        _check_mappings(body.mappings)
     resources = _resources(call, body)
     if not resources and not may_be_empty:
         raise Invalid("JSON does not validate: 'allocations' must not be empty.")
     owner = Consumer(
         uuid=uuid,
         generation=0,
-        project_id=NOBODY if body.project_id is UNSET else body.project_id,
-        user_id=NOBODY if body.user_id is UNSET else body.user_id,
+        project_id=call.placement.options.nobodys_project if body.project_id is UNSET else body.project_id,
+        user_id=call.placement.options.nobodys_user if body.user_id is UNSET else body.user_id,
         consumer_type=kind,
     )
     known_generation = body.consumer_generation if call.version >= GENERATIONS else allocations.ANY
     return Put(owner, resources, known_generation)
+
+
+def _check_mappings(found: dict[str, list[str]]) -> None:
+    """Which group of a request is served by whom is not kept, but must be what candidates say."""
+    for suffix, uuids in found.items():
+        if not _SUFFIX.match(suffix) or not all(read_uuid(text) for text in uuids):
+            raise Invalid(f"JSON does not validate: the mappings of '{suffix:.99}' are no list of uuids.")
 
 
 def _resources(call: Call, body: Body) -> placement.Held:
@@ -106,11 +116,26 @@ def _resources(call: Call, body: Body) -> placement.Held:
     return found
 
 
+def read_puts(call: Call, found: dict[str, Any]) -> list[Put]:
+    """Consumer -> body.  Raises Invalid."""
+    wanted = [
+        _read(call, consumer, convert(found[consumer], Body), may_be_empty=True) for consumer in sorted(found)
+    ]
+    if len({each.consumer.uuid for each in wanted}) != len(wanted):
+        raise Invalid("JSON does not validate: a consumer stands twice.")
+    return wanted
+
+
+def check_classes(tx: Tx, wanted: list[Put]) -> None:
+    """Raises Invalid for a resource class that is not known."""
+    names = {name for each in wanted for resources in each.resources.values() for name in resources}
+    for name in sorted(names):
+        if not known.resource_class(tx, name):
+            raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
+
+
 def _put(tx: Tx, wanted: list[Put]) -> None:
-    for each in wanted:
-        for name in {name for resources in each.resources.values() for name in resources}:
-            if not known.resource_class(tx, name):
-                raise Invalid(f"Unable to allocate inventory: No such resource class {name}.")
+    check_classes(tx, wanted)
     try:
         allocations.put(tx, wanted)
     except allocations.NoSuchProvider as error:
@@ -152,14 +177,10 @@ async def put(call: Call) -> Response:
 async def post(call: Call) -> Response:
     """Several consumers at once, all or none."""
     call.need_admin()
-    found = await call.body()
+    found = await call.large_body()
     if not found:
         raise Invalid("JSON does not validate: at least one consumer is needed.")
-    wanted = [
-        _read(call, consumer, convert(found[consumer], Body), may_be_empty=True) for consumer in sorted(found)
-    ]
-    if len({each.consumer.uuid for each in wanted}) != len(wanted):
-        raise Invalid("JSON does not validate: a consumer stands twice.")
+    wanted = read_puts(call, found)
     await call.db.write(lambda tx: _put(tx, wanted))
     return no_content()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -46,7 +47,7 @@ class Whole(msgspec.Struct, forbid_unknown_fields=True):
     inventories: dict[str, Fields]
 
 
-def _inventory(call: Call, name: str, of: str, body: Fields) -> Inventory:
+def inventory_of(call: Call, name: str, of: str, body: Fields) -> Inventory:
     """Raises Invalid when all (or, before 1.26, nothing) would be left."""
     if body.reserved > body.total or (body.reserved == body.total and call.version < ALL_RESERVED):
         raise Invalid(f"Invalid inventory for '{name}' on resource provider '{of}': too much is reserved.")
@@ -66,9 +67,11 @@ def _one(call: Call, found: Provider, inventory: Inventory, status: int = 200) -
     return call.answer({GENERATION: found.generation, **_view(inventory)}, status)
 
 
-def _check_class(tx: Tx, name: str) -> None:
-    if not known.hold_class(tx, name):
-        raise Invalid(f"Unknown resource class in inventory: No such resource class {name}.")
+def hold_classes(tx: Tx, names: Iterable[str]) -> None:
+    """Have all these resource classes stay until the transaction ends.  Raises Invalid for an unknown one."""
+    for name in sorted(names):
+        if not known.hold_class(tx, name):
+            raise Invalid(f"Unknown resource class in inventory: No such resource class {name}.")
 
 
 async def show_all(call: Call) -> Response:
@@ -80,11 +83,10 @@ async def show_all(call: Call) -> Response:
 async def put_all(call: Call) -> Response:
     call.need_admin()
     of, body = call.uuid(), await call.read(Whole)
-    wanted = {name: _inventory(call, name, of, each) for name, each in body.inventories.items()}
+    wanted = {name: inventory_of(call, name, of, each) for name, each in body.inventories.items()}
 
     def change(tx: Tx) -> None:
-        for name in wanted:
-            _check_class(tx, name)
+        hold_classes(tx, wanted)
         providers.set_stock(tx, of, wanted)
 
     found, _ = await call.db.write(providers.changed(of, body.resource_provider_generation, change))
@@ -101,10 +103,10 @@ async def delete_all(call: Call) -> Response:
 async def post_one(call: Call) -> Response:
     call.need_admin()
     of, body = call.uuid(), await call.read(Posted)
-    made = _inventory(call, body.resource_class, of, body)
+    made = inventory_of(call, body.resource_class, of, body)
 
     def change(tx: Tx) -> None:
-        _check_class(tx, body.resource_class)
+        hold_classes(tx, [body.resource_class])
         if body.resource_class in providers.stock(tx, of):
             raise Conflict(f"Provider {of} already has an inventory of {body.resource_class}.")
         _set_one(tx, of, body.resource_class, made)
@@ -141,7 +143,7 @@ async def show_one(call: Call) -> Response:
 async def put_one(call: Call) -> Response:
     call.need_admin()
     of, name, body = call.uuid(), call.part("resource_class"), await call.read(WithGeneration)
-    wanted = _inventory(call, name, of, body)
+    wanted = inventory_of(call, name, of, body)
 
     def change(tx: Tx) -> None:
         if name not in providers.stock(tx, of):

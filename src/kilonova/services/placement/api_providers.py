@@ -12,21 +12,20 @@ from starlette.responses import Response
 from kilonova.db import placement_providers as providers
 from kilonova.db.engine import Tx
 from kilonova.db.placement_providers import Provider
-from kilonova.db.tables.placement import resource_providers
 from kilonova.errors import Invalid
 from kilonova.services.placement import known, queries
-from kilonova.services.placement.call import (
-    GENERATION,
-    At,
-    BadQuery,
-    Call,
-    Routes,
-    convert,
-    no_content,
-    read_uuid,
-)
+from kilonova.services.placement.call import GENERATION, At, Call, Routes, convert, no_content, read_uuid
+from kilonova.services.placement.candidates.wanted import Demand, Group
 
 NESTED, WITH_BODY, REPARENT, AGGREGATE_GENERATIONS = 14, 20, 37, 19
+FILTERS = {
+    "name": 0,
+    "uuid": 0,
+    "member_of": 3,
+    "resources": 4,
+    "in_tree": NESTED,
+    "required": 18,
+}
 LINKS = (
     ("self", 0),
     ("inventories", 0),
@@ -76,44 +75,40 @@ def view(call: Call, found: Provider) -> dict[str, Any]:
 
 
 async def index(call: Call) -> Response:
+    """Providers by name, of which all filters hold."""
     call.need_admin()
-    names = ["name", "uuid"]
-    names += [name for name, since in (("resources", 4), ("in_tree", NESTED)) if call.version >= since]
-    names += [name for name, since in (("member_of", 3), ("required", 18)) if call.version >= since]
-    several = [name for name, since in (("member_of", 24), ("required", 39)) if call.version >= since]
-    wanted = call.queries(*names, several=tuple(several))
-    for name in ("uuid", "in_tree"):
-        for text in wanted.get(name, []):
-            found_uuid = read_uuid(text)
-            if found_uuid is None:
-                raise BadQuery(f"Invalid query string parameters: '{name}' must be a uuid.")
-            wanted[name] = [found_uuid]
-
-    all_of, tests = await call.views.look(lambda tx: _tests(tx, wanted, call.version))
-    found = [each.found for each in all_of.by_name if all(test(each.found) for test in tests)]
-    return call.answer({"resource_providers": [view(call, each.provider) for each in found]})
-
-
-def _tests(tx: Tx, wanted: dict[str, list[str]], version: int) -> list[queries.Test]:
-    tests: list[queries.Test] = []
-    for name in wanted.get("name", []):
-        tests.append(lambda found, name=name: found.provider.name == name)  # type: ignore[misc]
-    for one in wanted.get("uuid", []):
-        tests.append(lambda found, one=one: found.provider.uuid == one)  # type: ignore[misc]
-    for one in wanted.get("in_tree", []):
-        tests.append(_in_tree(tx, one))
-    tests += [queries.member_of(value, version) for value in wanted.get("member_of", [])]
-    for value in wanted.get("resources", []):
-        tests.append(queries.resources(value, lambda name: known.resource_class(tx, name)))
-    for value in wanted.get("required", []):
-        tests += queries.required(value, version, lambda name: known.trait(tx, name))
-    return tests
+    names = [name for name, since in FILTERS.items() if call.version >= since]
+    several = tuple(name for name in ("member_of", "required") if name in names)
+    wanted = call.queries(*names, several=several)
+    uuids = [queries.one_uuid("uuid", text) for text in wanted.get("uuid", [])]
+    group = _group(wanted, call.version)
+    asked = Demand(group=group, suffixes=("one provider",), resources=group.resources)
+    all_of, _ = await call.views.look(lambda tx: queries.check_names(tx, [group]))
+    found = [
+        node.found.provider
+        for node in all_of.by_name
+        if wanted.get("name", [node.found.provider.name]) == [node.found.provider.name]
+        and (not uuids or node.uuid in uuids)
+        and asked.served_by(node, all_of.nodes)
+    ]
+    return call.answer({"resource_providers": [view(call, each) for each in found]})
 
 
-def _in_tree(tx: Tx, member: str) -> queries.Test:
-    found = providers.select_where(tx, resource_providers.c.uuid == member)
-    root = found[0].root if found else None
-    return lambda each: each.provider.root == root
+def _group(wanted: dict[str, list[str]], version: int) -> Group:
+    required = wanted.get("required", [])
+    if version < queries.ANY_TRAITS:
+        required = required[-1:]  # as Placement, which took the last of several
+    traits = queries.traits("required", required, version)
+    member_of, not_member_of = queries.member_of("member_of", wanted.get("member_of", []), version)
+    return Group(
+        resources=queries.resources(wanted["resources"][0]) if "resources" in wanted else (),
+        required=traits.required,
+        forbidden=traits.forbidden,
+        any_of=traits.any_of,
+        member_of=member_of,
+        not_member_of=not_member_of,
+        in_tree=queries.one_uuid("in_tree", wanted["in_tree"][0]) if "in_tree" in wanted else None,
+    )
 
 
 async def create(call: Call) -> Response:

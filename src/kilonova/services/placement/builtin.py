@@ -14,6 +14,9 @@ from kilonova.db.engine import Database, Tx, UniqueViolation
 from kilonova.errors import Invalid, NotFound, TryAgain
 from kilonova.model.host import Inventory, ProviderReport
 from kilonova.services.placement import standard
+from kilonova.services.placement.candidates.booked import by_root
+from kilonova.services.placement.candidates.wanted import Wanted
+from kilonova.services.placement.options import Options
 from kilonova.services.placement.port import Allocations, Also, ProviderSummary
 from kilonova.services.placement.view import Views
 
@@ -29,9 +32,10 @@ class _TakenBack(Exception):
 class BuiltinPlacement:
     """A Placement: the functions of `kilonova.db.placement`, each in a transaction of its own."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    def __init__(self, db: Database, clock: Clock, options: Options | None = None) -> None:
         self.db = db
         self.clock = clock
+        self.options = options or Options()
         self.views = Views(db)
 
     async def report(
@@ -90,6 +94,9 @@ class BuiltinPlacement:
 
     async def providers(self) -> list[ProviderSummary]:
         return [node.summary for node in (await self.views.current()).by_name]
+
+    async def candidates(self, wanted: Wanted) -> dict[str, list[Allocations]]:
+        return by_root(await self.views.current(), wanted, self.options)
 
     async def claim(
         self,

@@ -20,11 +20,12 @@ from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.model.context import RequestContext
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.services.placement.view import Views
-from kilonova.web.json import JsonResponse, parse_object, read_body
+from kilonova.web.json import MAX_BODY, JsonResponse, parse_object, read_body
 from kilonova.web.storable import is_storable
 
 MIN, MAX = 0, 39  # of 1.x
 GENERATION = "resource_provider_generation"
+LARGE = 16 << 20  # bytes: allocations of some fifty thousand consumers
 
 _VERSION = re.compile(r"1\.(0|[1-9][0-9]{0,3})\Z")
 
@@ -46,6 +47,14 @@ class Duplicated(Invalid):
 
 class BadQuery(Invalid):
     """A query parameter that makes no sense."""
+
+
+class UnknownProvider(Invalid):
+    """A body that speaks of a provider that is not there."""
+
+
+class MissingValue(Invalid):
+    """A query parameter that must be there is not."""
 
 
 @dataclass(slots=True)
@@ -83,12 +92,18 @@ class Call:
 
     def queries(self, *names: str, several: tuple[str, ...] = ()) -> dict[str, list[str]]:
         """The query parameters.  Raises Invalid for others than these, and for what stands twice."""
-        found: dict[str, list[str]] = {}
-        for name, value in self.request.query_params.multi_items():
+        found = self.all_queries()
+        for name, values in found.items():
             if name not in names and name not in several:
                 raise BadQuery(f"Invalid query string parameters: '{name}' is not known at 1.{self.version}.")
-            if name in found and name not in several:
-                raise Duplicated(f"Invalid query string parameters: '{name}' stands twice.")
+            if len(values) > 1 and name not in several:
+                raise Duplicated(f"Query parameter '{name}' may be specified only once.")
+        return found
+
+    def all_queries(self) -> dict[str, list[str]]:
+        """The query parameters, whatever they are.  Raises Invalid."""
+        found: dict[str, list[str]] = {}
+        for name, value in self.request.query_params.multi_items():
             if not is_storable(value):
                 raise BadQuery(f"The query parameter '{name}' has a character that is not allowed.")
             found.setdefault(name, []).append(value)
@@ -98,14 +113,18 @@ class Call:
         """The JSON object in the body.  Raises Invalid."""
         return parse_object(await self.raw_body())
 
-    async def raw_body(self) -> bytes:
-        """Raises Invalid for one that is not said to be JSON."""
+    async def large_body(self) -> dict[str, Any]:
+        """The same of a body that tells of very many consumers."""
+        return parse_object(await self.raw_body(LARGE))
+
+    async def raw_body(self, limit: int = MAX_BODY) -> bytes:
+        """Raises Invalid for one that is not said to be JSON, TooLarge above ``limit`` bytes."""
         kind = self.request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() != "application/json":
             raise WrongMediaType(
                 f"The media type {kind or 'of nothing'} is not supported, use application/json."
             )
-        return await read_body(self.request)
+        return await read_body(self.request, limit)
 
     async def read(self, kind: type[S]) -> S:
         """The body as a record of that kind.  Raises Invalid."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from kilonova.db.engine import Tx
 from kilonova.model.host import Inventory, ProviderReport
+
+if TYPE_CHECKING:
+    from kilonova.services.placement.candidates.wanted import Wanted
 
 Allocations = dict[str, dict[str, int]]
 """Provider uuid -> resource class -> amount."""
@@ -75,6 +78,9 @@ class Placement(Protocol):
         """Whether a provider has a trait.  Raises NotFound for an unknown provider."""
 
     async def providers(self) -> list[ProviderSummary]: ...
+
+    async def candidates(self, wanted: Wanted) -> dict[str, list[Allocations]]:
+        """Root provider -> what could be booked in its tree, and beside it where others share."""
 
     async def claim(
         self,

@@ -1,32 +1,31 @@
-"""The filters of a list of providers: ``member_of``, ``resources``, ``required``."""
+"""The values of query parameters that say what a provider must be like.
+
+They mean the same of a list of providers and of allocation candidates.  All raise BadQuery.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 
-from kilonova.db.placement_view import Summary
-from kilonova.services.placement import standard
+import msgspec
+
+from kilonova.db.engine import Tx
+from kilonova.services.placement import known, standard
 from kilonova.services.placement.call import BadQuery, read_uuid
+from kilonova.services.placement.candidates.wanted import Amounts, Group
 
-Test = Callable[[Summary], bool]
-
-FORBIDDEN_AGGREGATES, FORBIDDEN_TRAITS, ANY_TRAITS = 32, 22, 39
+FORBIDDEN_AGGREGATES, FORBIDDEN_TRAITS, ANY_TRAITS, SEVERAL_AGGREGATES = 32, 22, 39, 24
 LARGEST = 2**31 - 1
 
 
-def member_of(value: str, version: int) -> Test:
-    """``<uuid>``, ``in:<uuid>,<uuid>`` and, since 1.32, ``!`` before either.  Raises BadQuery."""
-    wanted = True
-    if value.startswith("!") and version >= FORBIDDEN_AGGREGATES:
-        wanted, value = False, value[1:]
-    names = [read_uuid(name) for name in (value[3:].split(",") if value.startswith("in:") else [value])]
-    if None in names:
-        raise BadQuery(f"Invalid query string parameters: Expected 'member_of' to have uuids, got: {value}.")
-    return lambda found: bool(found.aggregates.intersection(names)) is wanted
+class Traits(msgspec.Struct, frozen=True):
+    required: frozenset[str] = frozenset()
+    forbidden: frozenset[str] = frozenset()
+    any_of: tuple[frozenset[str], ...] = ()
 
 
-def resources(value: str, known: Callable[[str], bool]) -> Test:
-    """``VCPU:2,MEMORY_MB:1024``.  Raises BadQuery."""
+def resources(value: str) -> Amounts:
+    """``VCPU:2,MEMORY_MB:1024``."""
     amounts: dict[str, int] = {}
     for part in value.split(","):
         name, _, amount = part.partition(":")
@@ -34,41 +33,85 @@ def resources(value: str, known: Callable[[str], bool]) -> Test:
             not (amount.isascii() and amount.isdecimal() and len(amount) <= 10)
             or not 0 < int(amount) <= LARGEST
         ):
-            raise BadQuery(f"Badly formed resources parameter: {value}. Use e.g. VCPU:4,MEMORY_MB:512.")
-        if not known(name):
-            raise BadQuery(f"Invalid resource class in resources parameter: {name}.")
+            got = value or "empty string"
+            raise BadQuery(f"Badly formed resources parameter, got: {got}. Use e.g. VCPU:4,MEMORY_MB:512.")
         amounts[name] = int(amount)
-    return lambda found: all(_has(found, name, amount) for name, amount in amounts.items())
+    return tuple(sorted(amounts.items()))
 
 
-def _has(found: Summary, name: str, amount: int) -> bool:
-    stock = found.stock.get(name)
-    if stock is None:
-        return False
-    has = stock.inventory
-    fits = has.min_unit <= amount <= has.max_unit and amount % has.step_size == 0
-    return fits and stock.used + amount <= has.capacity
-
-
-def required(value: str, version: int, known: Callable[[str], bool]) -> list[Test]:
-    """``A,B``, since 1.22 ``!C`` among them, since 1.39 ``in:A,B``.  Raises BadQuery."""
-    if value.startswith("in:") and version >= ANY_TRAITS:
-        names = frozenset(value[3:].split(","))
-        _check(names, known)
-        return [lambda found: not names.isdisjoint(found.traits)]
-    yes, no = set(), set()
-    for part in value.split(","):
-        if part.startswith("!") and version >= FORBIDDEN_TRAITS:
-            no.add(part[1:])
-        else:
-            yes.add(part)
-    _check(yes | no, known)
+def traits(key: str, values: Sequence[str], version: int) -> Traits:
+    """``A,B``, since 1.22 ``!C`` among them, since 1.39 ``in:A,B`` and several of all these."""
+    yes, no, any_of = set(), set(), []
+    for value in values:
+        if value.startswith("in:") and version >= ANY_TRAITS and key != "root_required":
+            any_of.append(frozenset(value[3:].split(",")))
+            continue
+        for part in value.split(","):
+            if part.startswith("!") and version >= FORBIDDEN_TRAITS:
+                no.add(part[1:])
+            else:
+                yes.add(part)
+    for name in {*yes, *no}.union(*any_of):
+        if not name or (name.startswith("!") and version < FORBIDDEN_TRAITS):
+            raise BadQuery(
+                f"Invalid query string parameters: '{key}' must be traits separated by commas, like "
+                f"HW_CPU_X86_VMX{',!CUSTOM_MAGIC' if version >= FORBIDDEN_TRAITS else ''}, got: "
+                f"{'&'.join(values) or 'empty string'}."
+            )
     if yes & no:
-        raise BadQuery(f"Conflicting required and forbidden traits: {', '.join(sorted(yes & no))}.")
-    return [lambda found: yes <= found.traits and no.isdisjoint(found.traits)]
+        names = ", ".join(sorted(yes & no))
+        raise BadQuery(f"Conflicting required and forbidden traits found in {key}: {names}.")
+    return Traits(frozenset(yes), frozenset(no), tuple(any_of))
 
 
-def _check(names: frozenset[str] | set[str], known: Callable[[str], bool]) -> None:
-    wrong = sorted(name for name in names if not standard.is_name(name) or not known(name))
+def member_of(
+    key: str, values: Sequence[str], version: int
+) -> tuple[tuple[frozenset[str], ...], frozenset[str]]:
+    """``<uuid>``, ``in:<uuid>,<uuid>`` and, since 1.32, ``!`` before either.
+
+    The aggregates of which it must be in one each, and those in which it must not be.
+    """
+    if len(values) > 1 and version < SEVERAL_AGGREGATES:
+        raise BadQuery(f"Multiple {key} parameters are not supported at 1.{version}.")
+    several: list[frozenset[str]] = []
+    none_of: set[str] = set()
+    for value in values:
+        forbidden = value.startswith("!") and version >= FORBIDDEN_AGGREGATES
+        if value.startswith("!") and not forbidden:
+            raise BadQuery(f"Forbidden {key} parameters are not supported at 1.{version}.")
+        rest = value[1:] if forbidden else value
+        names = [read_uuid(name) for name in (rest[3:].split(",") if rest.startswith("in:") else [rest])]
+        found = frozenset(name for name in names if name is not None)
+        if None in names:
+            raise BadQuery(
+                f"Invalid query string parameters: Expected '{key}' parameter to contain valid UUID(s) "
+                f"(several of them after 'in:'), got: {value}."
+            )
+        if forbidden:
+            none_of |= found
+        else:
+            several.append(found)
+    return tuple(several), frozenset(none_of)
+
+
+def one_uuid(key: str, value: str) -> str:
+    found = read_uuid(value)
+    if found is None:
+        raise BadQuery(
+            f"Invalid query string parameters: Expected '{key}' parameter to be a format of uuid, got: "
+            f"{value}."
+        )
+    return found
+
+
+def check_names(tx: Tx, groups: Iterable[Group], more_traits: Iterable[str] = ()) -> None:
+    """Whether all resource classes and traits that are asked for are known."""
+    names = set(more_traits)
+    for group in groups:
+        names |= group.required.union(group.forbidden, *group.any_of)
+        for name, _ in group.resources:
+            if not known.resource_class(tx, name):
+                raise BadQuery(f"Invalid resource class in resources parameter: no such class {name}.")
+    wrong = sorted(name for name in names if not standard.is_name(name) or not known.trait(tx, name))
     if wrong:
         raise BadQuery(f"No such trait(s): {', '.join(wrong)}.")
