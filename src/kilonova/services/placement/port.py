@@ -120,8 +120,7 @@ class Placement(Protocol):
         """
 
     async def release(self, consumer: str, *, also: Also | None = None) -> None:
-        """Give back all that the consumer holds; ``also`` is run in the same transaction, also if it is nothing.
-        """
+        """Give back all that the consumer holds; ``also`` is run in the same transaction, in any case."""
 
     async def held(self, consumer: str) -> Allocations:
         """What the consumer holds; empty if it is unknown."""
