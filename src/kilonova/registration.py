@@ -22,11 +22,11 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     now = cloud.clock.now()
 
     def write(tx: Tx) -> tuple[Host, list[str]]:
-        host = hosts.upsert(tx, report, now, session=session)
+        host = hosts.upsert(tx, report, now, session=session, cell_uuid=cloud.cell_uuid)
         changed = host_report.take_over(tx, report)
         return host, [*changed, *shortfalls(host_resources.read(tx, report.compute_id))]
 
-    host, warnings = await cloud.db.write(write)
+    host, warnings = await cloud.top.write(write)
     for each in warnings:
         log.warning("less than servers hold", host=report.host, what=each)
     node, *below = report.tree

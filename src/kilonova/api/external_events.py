@@ -31,7 +31,7 @@ async def create(call: Call) -> Answer:
     for event in body.events:
         if SINCE[event.name] > call.version:
             raise Invalid(f"Invalid input for field/attribute name. Value: {event.name}. It is unknown here.")
-    known = await call.cloud.db.read(lambda tx: _servers(tx, body.events))
+    known = await _known(call, body.events)
     shown = []
     for event in body.events:
         code = _code(event, known.get(event.server_uuid))
@@ -44,8 +44,18 @@ async def create(call: Call) -> Answer:
     return Answer({"events": shown}, status=207 if failed else 200)
 
 
-def _servers(tx: Tx, events: list[Event]) -> dict[str, Instance | None]:
-    return {uuid: instances.show(tx, uuid) for uuid in {event.server_uuid for event in events}}
+async def _known(call: Call, events: list[Event]) -> dict[str, Instance | None]:
+    """The servers that the events name, each read in its cell."""
+    uuids = {event.server_uuid for event in events}
+
+    def read(tx: Tx) -> dict[str, Instance | None]:
+        return {uuid: instances.show(tx, uuid) for uuid in uuids}
+
+    cells = call.cloud.cells
+    if cells is None:
+        return await call.cloud.db.read(read)
+    told = await cells.each(read)
+    return {uuid: found for each in told for uuid, found in (each.answer or {}).items() if found is not None}
 
 
 def _code(event: Event, instance: Instance | None) -> int:

@@ -73,12 +73,19 @@ async def _change(call: Call, change: Callable[[Metadata], Metadata], what: str)
     options = call.cloud.settings.options["quota"]
     defaults = {name: int(str(value)) for name, value in options.items()}
 
+    above = None  # limits, where they are not in the server's own database
+    if call.cloud.cells is not None:
+        owner = await server_of(call)
+        above = await call.cloud.top.read(
+            lambda tx: quotas.effective_limits(tx, owner.project_id, owner.user_id, defaults)
+        )
+
     def write(tx: Tx) -> Metadata:
         instance = in_tx(tx, call.context, identity)
         call.allow(target=target_of(instance))
         _check_state(call, instance, what)
         metadata = change(instance.metadata)
-        limits = quotas.effective_limits(tx, instance.project_id, instance.user_id, defaults)
+        limits = above or quotas.effective_limits(tx, instance.project_id, instance.user_id, defaults)
         if 0 <= limits["metadata_items"] < len(metadata):
             raise Forbidden(f"Maximum number of metadata items exceeds {limits['metadata_items']}")
         if not instances.update(tx, instance.uuid, expect_task=instances.ANY, metadata=metadata):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from kilonova.api.call import Call
 from kilonova.api.schema.kinds import read_flag
 from kilonova.db import instance_list, instance_mappings
@@ -25,19 +27,16 @@ PARTIAL_SINCE = 69
 _KNOWN_OF_ALL = frozenset({"all_tenants", "project_id", "tenant_id", "deleted"})
 
 
-class ServerPage:
+class ServerPage(msgspec.Struct, frozen=True):
     """``rows`` of the columns that were asked for; ``lost`` are servers of cells that are down."""
 
-    def __init__(self, rows: list[Row], lost: list[InstanceMapping]) -> None:
-        self.rows = rows
-        self.lost = lost
+    rows: list[Row]
+    lost: list[InstanceMapping] = []
 
 
-async def page(
-    call: Call, wanted: ServerList, columns: tuple[str, ...], without: frozenset[str] = frozenset()
-) -> ServerPage:
+async def page(call: Call, wanted: ServerList, columns: tuple[str, ...]) -> ServerPage:
     """Raises Invalid for a marker that is not there."""
-    return (await page_with(call, wanted, columns, without, lambda tx: None))[0]
+    return (await page_with(call, wanted, columns, frozenset(), lambda tx: None))[0]
 
 
 async def page_with(
@@ -46,37 +45,23 @@ async def page_with(
     columns: tuple[str, ...],
     without: frozenset[str],
     also: Callable[[Tx], X],
-) -> tuple[ServerPage, list[X]]:
-    """The page, and what every cell says to ``also``."""
+) -> tuple[ServerPage, X]:
+    """The page, and what ``also`` reads of the top database."""
+
+    def read(tx: Tx) -> tuple[ServerPage, X]:
+        return ServerPage(instance_list.page(tx, wanted, columns, without)), also(tx)
+
     try:
         if call.cloud.cells is None:
-            return await _of_one_cell(call, wanted, columns, without, also)
-        return await _of_all_cells(call, wanted, columns, without, also)
+            return await call.cloud.db.read(read)
+        return await _over_cells(call, wanted, columns, without), await call.cloud.top.read(also)
     except NotFound as error:  # a marker: a wrong query, not a missing resource
         raise Invalid(str(error)) from error
 
 
-async def _of_one_cell(
-    call: Call,
-    wanted: ServerList,
-    columns: tuple[str, ...],
-    without: frozenset[str],
-    also: Callable[[Tx], X],
-) -> tuple[ServerPage, list[X]]:
-    def read(tx: Tx) -> tuple[list[Row], X]:
-        return instance_list.page(tx, wanted, columns, without), also(tx)
-
-    rows, told = await call.cloud.db.read(read)
-    return ServerPage(rows, []), [told]
-
-
-async def _of_all_cells(
-    call: Call,
-    wanted: ServerList,
-    columns: tuple[str, ...],
-    without: frozenset[str],
-    also: Callable[[Tx], X],
-) -> tuple[ServerPage, list[X]]:
+async def _over_cells(
+    call: Call, wanted: ServerList, columns: tuple[str, ...], without: frozenset[str]
+) -> ServerPage:
     cloud = call.cloud
     assert cloud.cells is not None
     partial = shows_lost(call)
@@ -88,13 +73,11 @@ async def _of_all_cells(
         clock=cloud.clock,
         options=ListOptions.of(cloud.settings),
         tolerant=True if partial else None,
-        also=also,
     )
-    lost: list[InstanceMapping] = []
-    if partial and found.down:
-        room = wanted.limit - len(found.rows)
-        lost = await cloud.top.read(lambda tx: _lost(tx, wanted.owner, found.down, room))
-    return ServerPage(found.rows, lost), found.also
+    if not partial or not found.down:
+        return ServerPage(found.rows)
+    room = wanted.limit - len(found.rows)
+    return ServerPage(found.rows, await cloud.top.read(lambda tx: _lost(tx, wanted.owner, found.down, room)))
 
 
 def _lost(tx: Tx, project_id: str | None, down: tuple[Cell, ...], room: int) -> list[InstanceMapping]:

@@ -50,11 +50,10 @@ async def detail(call: Call) -> dict[str, Any]:
     wanted = servers_wanted(call, f"{RULE}:detail:get_all_tenants")
     without, with_hosts = unused_columns(call), shows_host_status(call)
 
-    def also(tx: Tx) -> dict[str, str]:
-        return _host_states(call, tx) if with_hosts else {}
+    def also(tx: Tx) -> dict[str, str] | None:
+        return _host_states(call, tx) if with_hosts else None
 
-    found, told = await page_with(call, wanted, instance_list.DETAIL, without, also)
-    states = {host: state for each in told for host, state in each.items()} if with_hosts else None
+    found, states = await page_with(call, wanted, instance_list.DETAIL, without, also)
     shown = rendered(found.lost, LOST_DETAIL_VIEW.bind(call))
     render = renderer(call, DETAIL_VIEW, states)
     return _with_next(call, [*shown, *(render(row) for row in found.rows)], wanted.limit)
@@ -83,9 +82,11 @@ async def _shown(call: Call, view: View, host_status_since: int) -> dict[str, An
         raise no_such_server(identity)
     without, with_hosts = unused_columns(call), shows_host_status(call, host_status_since)
 
+    in_one = call.cloud.cells is None  # then servers and hosts are in one database
+
     def read(tx: Tx) -> tuple[Row | None, dict[str, str] | None]:
         row = instance_list.show(tx, identity, without=without)
-        return row, _host_states(call, tx) if with_hosts and row is not None else None
+        return row, _host_states(call, tx) if with_hosts and in_one and row is not None else None
 
     try:
         row, states = await call.cloud.db.read(read)
@@ -96,6 +97,8 @@ async def _shown(call: Call, view: View, host_status_since: int) -> dict[str, An
     if row is None or not may_see(call.context, row[AT["project_id"]]):
         raise no_such_server(identity)
     call.allow(target={"project_id": row[AT["project_id"]], "user_id": row[AT["user_id"]]})
+    if with_hosts and not in_one:
+        states = await call.cloud.top.read(lambda tx: _host_states(call, tx))
     return renderer(call, view, states)(row)
 
 

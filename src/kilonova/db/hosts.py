@@ -132,13 +132,15 @@ def upsert(
     new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
     *,
     session: str = "",
+    cell_uuid: str | None = None,
 ) -> Host:
     """Take over what an agent says of its host; a host that is new gets a service of its own.
 
     ``session`` names this life of the agent: from now on it is the only one that is spoken to.
 
     Raises Conflict when the name and the compute id are not those that belong together, which is what a
-    renamed host or a lost state directory looks like; UniqueViolation when two agents register at once.
+    renamed host or a lost state directory looks like, and for a host that was of another cell;
+    UniqueViolation when two agents register at once.
     """
     known = [from_row(row) for row in tx.all(KNOWN, host=report.host, compute_id=report.compute_id)]
     for host in known:
@@ -147,6 +149,11 @@ def upsert(
                 f"The host '{report.host}' reports as compute node {report.compute_id}, but the host "
                 f"'{host.host}' is known as {host.compute_id}: give it back its name or its compute id, or "
                 "delete the old service."
+            )
+        if host.cell_uuid != cell_uuid:
+            raise Conflict(
+                f"The host '{host.host}' belongs to {_cell(host.cell_uuid)}, where its servers are, and "
+                f"reports to {_cell(cell_uuid)}."
             )
     reported: dict[str, Any] = {name: getattr(report, name) for name in _REPORTED}
     reported["cpu_info"] = _encode(report.cpu_info).decode()
@@ -169,6 +176,7 @@ def upsert(
             "created_at": now,
             "updated_at": None,
             "session": session,
+            "cell_uuid": cell_uuid,
             "failed_builds": 0,
             **reported,
         }
@@ -176,6 +184,10 @@ def upsert(
     host_now = show(tx, report.host)
     assert host_now is not None
     return host_now
+
+
+def _cell(uuid: str | None) -> str:
+    return "the first cell" if uuid is None else f"the cell {uuid}"
 
 
 def heartbeat(tx: Tx, host: str, now: int, session: str | None = None) -> bool:

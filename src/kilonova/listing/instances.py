@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+
+import msgspec
 
 from kilonova.clock import Clock
 from kilonova.db import instance_list, instance_mappings
@@ -14,43 +15,30 @@ from kilonova.errors import NotFound
 from kilonova.listing.merge import Marker, Merge, Start, Values
 from kilonova.listing.options import ListOptions
 
-X = TypeVar("X")
+
+class ServersFound(msgspec.Struct, frozen=True):
+    """``rows`` are of the columns that were asked for, and some more; ``down`` are the cells that failed or
+    were late (IL-7)."""
+
+    rows: list[Row]
+    down: tuple[Cell, ...]
 
 
-class ServersFound(Generic[X]):
-    """``rows`` are of the columns that were asked for, and some more; ``also`` is what each cell that
-    answered was asked besides; ``down`` are the cells that failed or were late (IL-7)."""
-
-    def __init__(self, rows: list[Row], also: list[X], down: tuple[Cell, ...]) -> None:
-        self.rows = rows
-        self.also = also
-        self.down = down
-
-
-class _Servers(Generic[X]):
+class _Servers:
     """One cell's part."""
 
     def __init__(
-        self,
-        cell: Cell,
-        wanted: ServerList,
-        columns: tuple[str, ...],
-        without: frozenset[str],
-        also: Callable[[Tx], X] | None,
+        self, cell: Cell, wanted: ServerList, columns: tuple[str, ...], without: frozenset[str]
     ) -> None:
         self.cell = cell
         self.name = cell.name
-        self.told: list[X] = []
         self._wanted = wanted
         self._columns = columns
         self._without = without
-        self._also = also
 
     async def batch(self, start: Start | None, size: int | None) -> Sequence[Row]:
-        also = None if self.told else self._also
-
-        def read(tx: Tx) -> tuple[Sequence[Row], list[X]]:
-            rows = instance_list.batch(
+        def read(tx: Tx) -> list[Row]:
+            return instance_list.batch(
                 tx,
                 self._wanted,
                 self._columns,
@@ -59,11 +47,8 @@ class _Servers(Generic[X]):
                 start=None if start is None else start.values,
                 inclusive=start is not None and start.inclusive,
             )
-            return rows, [] if also is None else [also(tx)]
 
-        rows, told = await self.cell.db.read(read)
-        self.told += told
-        return rows
+        return await self.cell.db.read(read)
 
 
 async def list_servers(
@@ -75,8 +60,7 @@ async def list_servers(
     clock: Clock,
     options: ListOptions,
     tolerant: bool | None = None,
-    also: Callable[[Tx], X] | None = None,
-) -> ServersFound[X]:
+) -> ServersFound:
     """One page.  The first of ``cells`` is the first cell, whose database has the mappings.
 
     ``tolerant`` None: as the operator has it.  Raises NotFound for a marker that is not there, Unreachable
@@ -85,8 +69,8 @@ async def list_servers(
     asked = await _asked(cells, wanted, options)
     marker = None if wanted.marker is None else await _marker(cells, wanted, wanted.marker)
     if wanted.limit == 0:
-        return ServersFound([], [], ())
-    sources = [_Servers(cell, wanted, columns, without, also) for cell in asked]
+        return ServersFound([], ())
+    sources = [_Servers(cell, wanted, columns, without) for cell in asked]
     sort = instance_list.over_cells(wanted.sort)
     keys = len(sort)
     merge: Merge[Row] = Merge(
@@ -100,7 +84,7 @@ async def list_servers(
     )
     merged = await merge.run(sources, marker)
     down = tuple(source.cell for source in sources if source.name in merged.failed)
-    return ServersFound(merged.records, [each for source in sources for each in source.told], down)
+    return ServersFound(merged.records, down)
 
 
 async def _asked(cells: Sequence[Cell], wanted: ServerList, options: ListOptions) -> Sequence[Cell]:

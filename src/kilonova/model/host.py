@@ -110,3 +110,4 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of the messages that its agent knows
     metrics: tuple[Metric, ...] = ()
     failed_builds: int = 0  # since the last one that succeeded
+    cell_uuid: str | None = None  # None: in the first cell

@@ -1,8 +1,8 @@
-"""A deployment with several cells: each is a Cloud with a database, hosts and a journal of its own.
+"""A deployment with several cells: each is a Cloud with a database and a journal of its own.
 
-A server stays in the cell for which it was made.  Servers and hosts of the first cell, whose database is the
-top database, are those that no mapping names: a deployment becomes one of several cells by adding one, and
-what only the first cell has costs what it always did.
+A server stays in the cell for which it was made.  Servers of the first cell, whose database is the top
+database, are those that no mapping names: a deployment becomes one of several cells by adding one, and what
+only the first cell has costs what it always did.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from kilonova.clock import Clock
-from kilonova.db import host_mappings, instance_mappings
+from kilonova.db import instance_mappings
 from kilonova.db.cell_mappings import FIRST_CELL, FIRST_CELL_NAME
 from kilonova.db.cells import Cell
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx
-from kilonova.errors import Conflict, Unreachable
+from kilonova.errors import Unreachable
 from kilonova.operations.cloud import Cloud
 
 log = structlog.get_logger("kilonova.cells")
@@ -48,13 +47,10 @@ class Cells:
         }
         first.cells = self
 
-    @property
-    def _clock(self) -> Clock:
-        return self.first.clock
-
     def add(self, cell: Cell, cloud: Cloud) -> None:
         """From now on servers may be there.  What is in the top database is not asked of the cell's own."""
         cloud.cells = self
+        cloud.cell_uuid = cell.uuid
         cloud.claims = self.first.claims
         self._cells[cell.uuid] = (cell, cloud)
 
@@ -73,9 +69,6 @@ class Cells:
     def clouds(self) -> list[Cloud]:
         return [cloud for _, cloud in self._cells.values()]
 
-    def cell_of_cloud(self, cloud: Cloud) -> Cell:
-        return next(cell for cell, one in self._cells.values() if one is cloud)
-
     def cloud(self, uuid: str | None) -> Cloud:
         """The cell's cloud; None: the first's.  Raises Unreachable for a cell that is unknown here."""
         found = self._cells.get(uuid or FIRST_CELL)
@@ -85,23 +78,6 @@ class Cells:
 
     async def of_server(self, uuid: str) -> Cloud:
         return self.cloud(await self.top.read(lambda tx: instance_mappings.cell_of(tx, uuid)))
-
-    async def of_host(self, host: str) -> Cloud:
-        return self.cloud(await self.top.read(lambda tx: host_mappings.cell_of(tx, host)))
-
-    async def map_host(self, cloud: Cloud, host: str) -> None:
-        """A host has registered in a cell.  Raises Conflict for a host of that name in another cell."""
-        mine = self.cell_of_cloud(cloud).uuid
-        now = self._clock.now()
-
-        def write(tx: Tx) -> str:
-            if mine == FIRST_CELL:
-                return host_mappings.cell_of(tx, host) or FIRST_CELL
-            return host_mappings.put(tx, host, mine, now)
-
-        known = await self.top.write(write)
-        if known != mine:
-            raise Conflict(f"The host '{host}' is known in the cell {known}: hosts have names of their own.")
 
     async def each(self, fn: Callable[[Tx], T]) -> list[Told[T]]:
         """Ask the databases of all cells at once; cells that do not answer in time say why."""

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Cloud:
-    """``db``, ``hosts``, ``scheduler`` and ``journal`` are those of one cell: servers, hosts, operations and
-    migrations are there.  All else (identity, images, networks, placement, flavors, keys, quotas, aggregates)
-    is in the ``top`` database, which is the first cell's, too."""
+    """``db``, ``hosts`` and ``journal`` are those of one cell: servers, operations and migrations are there.
+    All else is in the ``top`` database, which is the first cell's, too."""
 
     settings: Settings
     clock: Clock
@@ -44,6 +43,7 @@ class Cloud:
     config_drive: Callable[[Instance, tuple[tuple[str, bytes], ...]], dict[str, bytes]]
     claims: Claims = field(init=False)
     cells: Cells | None = None  # None: this is the only cell
+    cell_uuid: str | None = None  # None: this is the first cell
 
     def __post_init__(self) -> None:
         self.claims = Claims.of_settings(self.settings, self.db, self.placement)

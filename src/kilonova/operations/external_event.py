@@ -17,6 +17,7 @@ log = structlog.get_logger("kilonova.events")
 
 async def deliver(cloud: Cloud, uuid: str, name: str, tag: str, status: str = "completed") -> None:
     """Take over one event.  One that nobody waits for and that changes nothing is dropped."""
+    cloud = await cloud.of_server(uuid)
     if name in ("network-vif-plugged", "network-vif-unplugged"):
         await cloud.db.write(lambda tx: cloud.journal.signal(tx, uuid, name, tag, status))
     elif name in ("network-changed", "network-vif-deleted"):

@@ -11,7 +11,7 @@ import pytest
 from kilonova.clock import SystemClock
 from kilonova.db import instances
 from kilonova.db.cells import Cell
-from kilonova.db.engine import DatabaseUnavailable, Tx
+from kilonova.db.engine import DatabaseUnavailable
 from kilonova.db.instance_list import SUMMARY, ServerList
 from kilonova.errors import NotFound, Unreachable
 from kilonova.listing.instances import ServersFound, list_servers
@@ -25,7 +25,7 @@ CLOCK = SystemClock()
 
 async def found(
     cells: list[Cell], options: ListOptions | None = None, columns: tuple[str, ...] = SUMMARY, **wanted: Any
-) -> ServersFound[Any]:
+) -> ServersFound:
     page = ServerList()
     for name, value in wanted.items():
         setattr(page, name, value)
@@ -204,7 +204,7 @@ async def test_only_the_cells_of_the_project_are_asked_where_that_is_wanted(cell
         if project:
             wanted.of_project(project)
         asked, options = [each.cell for each in counted], ListOptions(per_project_cells=narrow)
-        page: ServersFound[Any] = await list_servers(asked, wanted, SUMMARY, clock=CLOCK, options=options)
+        page: ServersFound = await list_servers(asked, wanted, SUMMARY, clock=CLOCK, options=options)
         assert {row[0] for row in page.rows} == ({"a"} if project else {"a", "b"})
         assert bool(counted[2].reads) == (not narrow or project is None)
         assert counted[0].reads
@@ -226,21 +226,6 @@ async def test_cells_that_fail_are_told(cells: list[Cell]) -> None:
     with pytest.raises(DatabaseUnavailable):
         await uuids(some, marker="s1")
     assert (await found(cells)).down == ()
-
-
-async def test_what_else_is_asked_is_asked_once_a_cell(cells: list[Cell]) -> None:
-    await put(cells, 1, *(server(f"a{at:03}", created_at=at) for at in range(250)))
-    await put(cells, 2, server("b"))
-
-    def also(tx: Tx) -> str:
-        row = tx.one(instances.SHOW, uuid="b")
-        return "has it" if row else "has it not"
-
-    page = await list_servers(
-        cells, ServerList(), SUMMARY, clock=CLOCK, options=ListOptions(max_limit=200), also=also
-    )
-    assert sorted(page.also) == ["has it", "has it not", "has it not"]
-    assert len(page.rows) == 251
 
 
 async def test_no_entries_are_what_one_gets_who_asks_for_none(cells: list[Cell]) -> None:

@@ -28,7 +28,10 @@ def compare(one: Record, other: Record, descending: Sequence[bool]) -> int:
 
 
 def in_order(records: list[Record], descending: Sequence[bool]) -> list[Record]:
-    return sorted(records, key=cmp_to_key(lambda one, other: compare(one, other, descending)))
+    def order(one: Record, other: Record) -> int:
+        return compare(one, other, descending)
+
+    return sorted(records, key=cmp_to_key(order))
 
 
 class Broken(Exception):

@@ -38,7 +38,7 @@ async def cells(request: pytest.FixtureRequest, tmp_path: Any, clock: Clock) -> 
         yield [Cell("cell-0", "one", one), Cell("cell-1", "two", two)]
 
 
-async def listed(cells: list[Cell], options: ListOptions = QUICK, **wanted: Any) -> ServersFound[Any]:
+async def listed(cells: list[Cell], options: ListOptions = QUICK, **wanted: Any) -> ServersFound:
     page = ServerList()
     for name, value in wanted.items():
         setattr(page, name, value)
@@ -139,22 +139,11 @@ async def test_texts_are_sorted_alike_in_databases_of_other_languages(postgresql
             servers = [server(f"{number}{at}", display_name=name) for number, name in enumerate(names)]
             await put(cells, at, *servers)
         for descending in (False, True):
-            seen: list[str] = []
-            while (
-                len(
-                    page := (
-                        await listed(
-                            cells,
-                            sort=(("display_name", descending),),
-                            limit=3,
-                            marker=seen[-1][0] if seen else None,
-                        )
-                    ).rows
-                )
-                == 3
-            ):
-                seen += page
-            seen += page
+            seen: list[Any] = []
+            more, sort = True, (("display_name", descending),)
+            while more:
+                rows = (await listed(cells, sort=sort, limit=3, marker=seen[-1][0] if seen else None)).rows
+                seen, more = [*seen, *rows], len(rows) == 3
             assert [row[1] for row in seen] == sorted([*names, *names], reverse=descending)
     finally:
         for db in dbs:

@@ -19,16 +19,6 @@ cell_mappings = Table(
     number("updated_at", nullable=True),
 )
 
-host_mappings = Table(
-    "host_mappings",
-    metadata,
-    # hosts that are not in the first cell
-    text("host", primary_key=True),
-    text("cell_uuid"),
-    number("created_at"),
-    Index("host_mappings_by_cell", "cell_uuid", "host"),
-)
-
 instance_mappings = Table(
     "instance_mappings",
     metadata,

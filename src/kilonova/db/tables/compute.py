@@ -72,6 +72,7 @@ hosts = Table(
     number("hypervisor_version"),
     text("host_ip"),
     text("availability_zone", nullable=True),
+    text("cell_uuid", nullable=True),  # null: the first cell
     flag("disabled"),
     text("disabled_reason", nullable=True),
     flag("forced_down"),
