@@ -80,7 +80,7 @@ class EmbeddedCloud(ControlPlane):
 
     async def _start_host(self) -> None:
         """Open the hypervisor, adopt its guests, and say what the host has."""
-        desk = Desks(self.cloud, self.image, self.network).desk(host_name(self.settings))
+        desk = Desks().serve(self.cloud, self.image, self.network).desk(host_name(self.settings))
         parts = self.host = await host_parts(self.settings, self.state, self.clock, self.network, desk)
         ledger = Ledger(self.state.private("agent") / "ledger.db", self.clock)
         self.agent = Agent(

@@ -5,7 +5,6 @@ Embedded or over the bus, an agent gets here only what concerns its own host.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,15 +12,16 @@ import structlog
 from kilonova.clock import SECOND
 from kilonova.db import instances, network_ports
 from kilonova.db.engine import Tx
-from kilonova.errors import NotFound
+from kilonova.errors import NotFound, TryAgain
 from kilonova.model.host import HostReport
 from kilonova.model.instance import Instance
+from kilonova.model.states import Power
 from kilonova.model.wiring import NetworkDetails, PortDetails
 from kilonova.operations import power
 from kilonova.operations.cloud import Cloud
 from kilonova.registration import register
 from kilonova.rpc import versions
-from kilonova.rpc.desk import Desk, Welcome
+from kilonova.rpc.desk import IMAGE_PIECE, Desk, Welcome
 from kilonova.rpc.messages import Observed
 from kilonova.services.image.builtin import BuiltinImage
 from kilonova.services.network.builtin import BuiltinNetwork
@@ -29,29 +29,39 @@ from kilonova.services.network.builtin import BuiltinNetwork
 log = structlog.get_logger("kilonova.desk")
 
 PASSWORD_PIECE = 255  # characters of a value of system_metadata, in which Nova keeps a password
-IMAGE_PIECE = 512 * 1024  # bytes; NATS carries a mebibyte in a message unless it is told otherwise
 REMEMBERED = 60 * SECOND  # for how long a host may go on with an image that it may have
 
 
 @dataclass
-class Desks:
-    """A DeskDirectory."""
-
+class _Served:
     cloud: Cloud
     image: BuiltinImage
     network: BuiltinNetwork
     images_of: dict[tuple[str, str], int] = field(default_factory=dict)  # (host, image) -> until when
 
+
+class Desks:
+    """A DeskDirectory; ``serve`` tells it of whom."""
+
+    def __init__(self) -> None:
+        self._served: _Served | None = None
+
+    def serve(self, cloud: Cloud, image: BuiltinImage, network: BuiltinNetwork) -> Desks:
+        self._served = _Served(cloud, image, network)
+        return self
+
     def desk(self, host: str) -> Desk:
-        return _HostDesk(self, host)
+        if self._served is None:
+            raise TryAgain("The controller is not ready yet.")
+        return _HostDesk(self._served, host)
 
 
 class _HostDesk:
-    def __init__(self, desks: Desks, host: str) -> None:
-        self._cloud = desks.cloud
-        self._image = desks.image
-        self._network = desks.network
-        self._images_of = desks.images_of
+    def __init__(self, served: _Served, host: str) -> None:
+        self._cloud = served.cloud
+        self._image = served.image
+        self._network = served.network
+        self._images_of = served.images_of
         self._host = host
 
     async def hello(self, report: HostReport, session: str) -> Welcome:
@@ -62,13 +72,17 @@ class _HostDesk:
         await register(self._cloud, report, session)
         return Welcome(version=versions.VERSION, now=self._cloud.clock.now())
 
-    async def observed(self, seen: tuple[Observed, ...]) -> None:
+    async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
         here = set(await self._cloud.db.read(lambda tx: instances.uuids_by_host(tx, self._host)))
         for each in seen:
             if each.uuid in here:
                 await power.observed(self._cloud, each)
             else:
-                log.info("a guest that is not of this host is not looked at", host=self._host, uuid=each.uuid)
+                log.info("a guest is of no server of this host", host=self._host, uuid=each.uuid)
+        gone = here - {each.uuid for each in seen} if all_at else set()
+        for uuid in sorted(gone):
+            nothing = Observed(uuid=uuid, power_state=Power.NOSTATE, generation=all_at)
+            await power.observed(self._cloud, nothing)
 
     async def port(self, port_id: str) -> PortDetails | None:
         return await self._network.port(port_id, self._host)
@@ -120,20 +134,3 @@ def _keep_password(tx: Tx, uuid: str, password: str) -> None:
     }
     kept = {**found.system_metadata, **pieces}
     instances.update(tx, uuid, expect_task=instances.ANY, system_metadata=kept)
-
-
-class DeskImages:
-    """The images of the cloud, by pieces over a desk: an ImageSource for agents."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def read(self, image_id: str) -> AsyncIterator[bytes]:
-        return pieces(self._desk, image_id)
-
-
-async def pieces(desk: Desk, image_id: str) -> AsyncIterator[bytes]:
-    offset = 0
-    while piece := await desk.image(image_id, offset):
-        yield piece
-        offset += len(piece)

@@ -53,7 +53,7 @@ class Host:
             "DEFAULT": {"dhcp_domain": "novalocal", "default_availability_zone": "nova"}
         }
         known: Any = SimpleNamespace(db=database)  # all that a desk needs to tell of guests
-        desks = Desks(known, known, self.cloud.service)
+        desks = Desks().serve(known, known, self.cloud.service)
         metadata = GuestMetadata(desks.desk("here"), Settings(state_dir=directory, options=options))
         self.lab.agent = self.lab.new_agent(self.cloud.service, serve=metadata.serve)
 

@@ -11,7 +11,7 @@ import click
 
 from kilonova.clock import SystemClock
 from kilonova.db.engine import DatabaseUnavailable, Tx
-from kilonova.db.schema import check_revision
+from kilonova.db.schema import check
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import KilonovaError
 
@@ -35,7 +35,7 @@ def run(state_dir: Path, fn: Callable[[Tx], T], *, write: bool = False) -> T:
     async def go() -> T:
         db = SqliteDatabase(path, SystemClock())
         try:
-            await db.read(check_revision)
+            await check(db)
             return await (db.write(fn) if write else db.read(fn))
         finally:
             await db.close()

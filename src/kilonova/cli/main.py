@@ -14,6 +14,9 @@ class _Lazy(click.Group):
 
     commands_by_name: ClassVar = {
         "up": "kilonova.cli.up:up",
+        "controller": "kilonova.cli.controller:controller",
+        "agent": "kilonova.cli.agent:agent",
+        "db": "kilonova.cli.db:db",
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",
         "explain": "kilonova.cli.explain:explain",

@@ -53,12 +53,21 @@ async def bring_up(db: Database) -> None:
     _check(await db.write(make))
 
 
-def check_revision(tx: Tx) -> None:
+async def check(db: Database) -> None:
     """Raises Failed for a database of another release, or of none."""
-    found = tx.scalar(_FOUND["sqlite"]) and tx.scalar(select(schema_version.c.revision))
-    _check(str(found or "none"))
+    _check(await revision(db))
+
+
+async def revision(db: Database) -> str:
+    """The schema that a database has; ``none`` for an empty one."""
+    found = await db.read(
+        lambda tx: tx.scalar(_FOUND[db.name]) and tx.scalar(select(schema_version.c.revision))
+    )
+    return str(found or "none")
 
 
 def _check(found: str) -> None:
     if found != REVISION:
-        raise Failed(f"The database is at schema {found} and this release needs {REVISION}.")
+        raise Failed(
+            f"The database is at schema {found} and this release needs {REVISION}: see `kilonova db upgrade`."
+        )

@@ -133,6 +133,8 @@ class L2Agent:
     def _source_changed(self, kind: str, thing: str) -> None:
         if kind in ("port", "network"):
             self._todo.add(kind, thing)
+        else:
+            self._todo.everything()
 
     def _network_broken(self, network_id: str) -> None:
         self._todo.later(("network", network_id), _BREATH)

@@ -53,7 +53,10 @@ def apply(tx: Tx, run: Run, changes: dict[str, Any]) -> None:
 
 
 def command(run: Run, step: str) -> Command:
-    return Command(id=run.command_id(step), request_id=run.action.request_id)
+    action = run.action
+    return Command(
+        id=run.command_id(step), request_id=action.request_id, action=action.id, epoch=action.epoch
+    )
 
 
 def agent_of(run: Run, host: str) -> HostAgent:
@@ -92,6 +95,7 @@ async def guest_of(run: Run, instance: Instance, files: tuple[tuple[str, bytes],
 def fault_of(error: StoredError, now: int) -> Fault:
     """The fault that users see: at most 255 characters, the whole story in the details."""
     lines = [f"{host}: {reason}" for host, reason in error.reasons.items()]
+    counts = [f"{name} refused {count} hosts" for name, count in error.removed.items()]
     message = error.message
     if lines:
         message = f"{message} {'; '.join(lines)}"
@@ -101,7 +105,7 @@ def fault_of(error: StoredError, now: int) -> Fault:
         code=error.code,
         message=message,
         created=now,
-        details="\n".join([error.message, *lines, error.traceback]),
+        details="\n".join([error.message, *counts, *lines, error.traceback]),
     )
 
 

@@ -36,7 +36,8 @@ class _Job:
 class Answerer:
     """Does what is asked of ``target``, whose verbs are those of a Protocol.
 
-    ``taken`` is told of each question; it gives the object to ask, and may refuse by raising.
+    ``taken`` is told of the subject of each question and gives the object to ask; ``guard`` sees the
+    parameters.  Both may refuse by raising.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Answerer:
         verbs: dict[str, wire.Verb],
         taken: Callable[[str], Any],
         *,
+        guard: Callable[[Any], None] = lambda params: None,
         most: int = MOST,
     ) -> None:
         self._link = link
         self._clock = clock
         self._verbs = verbs
         self._taken = taken
+        self._guard = guard
         self._most = most
         self._jobs: dict[str, _Job] = {}
         self._numbers = iter(range(1, 1 << 62))
@@ -90,6 +93,7 @@ class Answerer:
                 raise TryAgain("It is being shut down.")
             target = self._taken(subject)
             params = verb.decode(data)
+            self._guard(params)
             self._begin(verb, target, params, reply)
         except KilonovaError as error:
             if not isinstance(error, TryAgain):

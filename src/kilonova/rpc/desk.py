@@ -14,6 +14,8 @@ from kilonova.model.instance import Instance
 from kilonova.model.wiring import NetworkDetails, PortDetails
 from kilonova.rpc.messages import Observed
 
+IMAGE_PIECE = 512 * 1024  # bytes; NATS carries a mebibyte in a message unless it is told otherwise
+
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """``version`` is that of the controller's messages, ``now`` its time (microseconds)."""
@@ -33,11 +35,12 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True):
 class Echo(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a sign of life, by the way that commands come.
 
-    ``known`` is False for a session that is not the host's last one: it has to report, or is superseded.
+    ``known`` is False when no such host has reported, ``superseded`` is True when another session has since.
     """
 
     sequence: int
     known: bool
+    superseded: bool = False
     now: int
 
 
@@ -48,8 +51,11 @@ class Desk(Protocol):
         """Serve as this host from now on.  Raises Conflict or Invalid, with the reason, for one that may not:
         a name that is another's, a changed identity, a version that is too old."""
 
-    async def observed(self, seen: tuple[Observed, ...]) -> None:
-        """What the host's guests do."""
+    async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
+        """What guests of the host do.
+
+        ``all_at`` (a generation): these are all, so that a server without a guest is told, too.
+        """
 
     async def port(self, port_id: str) -> PortDetails | None:
         """How to wire a port; None for one that is not bound to this host."""
@@ -64,7 +70,10 @@ class Desk(Protocol):
         """The port has left the switch."""
 
     async def image(self, image_id: str, offset: int) -> bytes:
-        """A piece of an image that a server of this host is made of; empty at its end.  Raises NotFound."""
+        """IMAGE_PIECE bytes of an image that a server of this host is made of, fewer or none at its end.
+
+        Raises NotFound.
+        """
 
     async def guest_at(self, network_id: str, address: str) -> Instance | None:
         """The server of this host that asks for its metadata from there."""

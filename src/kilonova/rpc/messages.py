@@ -19,11 +19,15 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks an agent for something.
 
     ``id`` is the same whenever the same step of the same operation is repeated, also by another
-    controller: the agent's ledger answers repeats of what must not happen twice.
+    controller: the agent's ledger answers repeats of what must not happen twice.  ``action`` is the number
+    of the operation and ``epoch`` that of its owners: what is lower than what an agent has heard of a guest
+    comes from somebody who was overtaken.
     """
 
     id: str
     request_id: str = ""
+    action: int = 0
+    epoch: int = 0
 
 
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):

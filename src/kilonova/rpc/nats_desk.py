@@ -27,7 +27,6 @@ VERBS = wire.verbs_of(Desk)
 ALIVE = "alive"
 ECHO = "echo"
 CHANGED = "changed"
-GOODBYE = "goodbye"
 MOST = 1024  # questions of all agents that one controller answers at a time
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -50,8 +49,8 @@ class NatsDesk:
         found: Welcome = await self._call("hello", report=report, session=session)
         return found
 
-    async def observed(self, seen: tuple[Observed, ...]) -> None:
-        await self._call("observed", seen=seen)
+    async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
+        await self._call("observed", seen=seen, all_at=all_at)
 
     async def port(self, port_id: str) -> PortDetails | None:
         found: PortDetails | None = await self._call("port", port_id=port_id)
@@ -95,7 +94,6 @@ class Ear:
         self._alive = alive
         self._answers = Answerer(link, clock, VERBS, self._desk_of, most=MOST)
         self._end: Callable[[], None] | None = None
-        self.goodbye: Callable[[str, Alive], None] = lambda host, sign: None
 
     async def open(self) -> None:
         self._answers.start()
@@ -111,7 +109,7 @@ class Ear:
 
     def _heard(self, subject: str, data: bytes, reply: str) -> None:
         verb = subject.rpartition(".")[2]
-        if verb not in (ALIVE, GOODBYE):
+        if verb != ALIVE:
             self._answers.heard(subject, data, reply)
             return
         try:
@@ -119,7 +117,7 @@ class Ear:
         except (KilonovaError, msgspec.DecodeError, ValueError) as error:
             log.warning("a sign of life is malformed", subject=subject, error=str(error))
             return
-        (self._alive if verb == ALIVE else self.goodbye)(host, sign)
+        self._alive(host, sign)
 
     def _host_of(self, subject: str) -> str:
         parts = subject.removeprefix(f"{self._prefix}.").split(".")

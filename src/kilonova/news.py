@@ -1,0 +1,68 @@
+"""Telling hosts which of their ports and networks have changed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from kilonova.clock import Clock
+from kilonova.db import hosts, network_ports
+from kilonova.db.engine import Database, Tx
+from kilonova.rpc.nats_desk import CHANGED, HostVoice
+
+log = structlog.get_logger("kilonova.hosts")
+
+GATHER = 0.02  # seconds in which changes become one look at whom they concern
+
+News = tuple[str, str]
+"""What has changed ("port" or "network") and its id."""
+
+
+class WiringNews:
+    """``changed`` takes what the network service says.  What is lost, agents find by comparing."""
+
+    def __init__(self, db: Database, clock: Clock, voice: HostVoice) -> None:
+        self._db = db
+        self._clock = clock
+        self._voice = voice
+        self._changed: set[News] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def changed(self, kind: str, thing: str) -> None:
+        self._changed.add((kind, thing))
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._tell(), name="wiring news")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _tell(self) -> None:
+        while self._changed:
+            await self._clock.sleep(GATHER)
+            changed, self._changed = sorted(self._changed), set()
+            try:
+                for host, session, news in await self._db.read(lambda tx, all_=changed: _concerned(tx, all_)):  # type: ignore[misc]
+                    self._voice.say(host, session, CHANGED, news)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is late and not lost
+                log.error("hosts are not told of changes", changes=len(changed), error=repr(error))
+
+
+def _concerned(tx: Tx, changed: list[News]) -> list[tuple[str, str, News]]:
+    """Host, session of its agent, and what it should look at."""
+    sessions: dict[str, str] = {}
+    result = []
+    for kind, thing in changed:
+        if kind == "port":
+            found = {network_ports.host_of(tx, thing)}
+        else:
+            found = network_ports.hosts_of_network(tx, thing)
+        for host in sorted(found - {""}):
+            if host not in sessions:
+                known = hosts.session(tx, host)
+                sessions[host] = known[0] if known else ""
+            if sessions[host]:
+                result.append((host, sessions[host], (kind, thing)))
+    return result
