@@ -12,6 +12,7 @@ from oslo_config import cfg
 
 from kilonova.model.instance import instance_name
 from kilonova.resources import host_conf
+from kilonova.scheduler.nova_conf import FILTER_SCHEDULER, METRICS, SCHEDULER
 
 
 def _name_template(text: str) -> str:
@@ -81,7 +82,6 @@ QUOTA = [
     cfg.IntOpt("server_groups", default=10),
     cfg.IntOpt("server_group_members", default=10),
 ]
-SCHEDULER = [cfg.IntOpt("max_attempts", default=3, min=1)]
 LIBVIRT = [
     cfg.StrOpt("virt_type", default="auto", choices=("auto", "kvm", "qemu")),
     cfg.StrOpt("connection_uri", default="qemu:///system"),
@@ -90,6 +90,7 @@ LIBVIRT = [
     cfg.StrOpt("hw_machine_type", default="pc"),
     cfg.IntOpt("tb_cache_size", help="MiB of TCG translation cache a guest may use."),
     cfg.IntOpt("wait_soft_reboot_seconds", default=120),
+    cfg.IntOpt("realtime_scheduler_priority", default=1, min=1, max=99),
 ]
 IMAGE_CACHE = [
     cfg.IntOpt("manager_interval", default=2400, help="Seconds between clean-ups of the image cache."),
@@ -112,6 +113,32 @@ FAKE = [
     cfg.IntOpt("disk_gb", default=60_000_000),
     cfg.FloatOpt("delay", default=0.0, help="Seconds that every verb of the fake hypervisor takes."),
     *host_conf.FAKE,
+]
+DATABASE = [
+    cfg.StrOpt(
+        "connection", secret=True, help="PostgreSQL of a controller: postgresql://user:password@host/name."
+    ),
+    cfg.IntOpt("max_pool_size", default=8, min=1, max=100, help="Connections of one controller."),
+]
+NATS = [
+    cfg.ListOpt("servers", default=["nats://127.0.0.1:4222"], help="NATS servers of this cell."),
+    cfg.StrOpt("subject_prefix", default="kilonova", help="First part of all subjects."),
+    cfg.StrOpt("nkey_seed_file", help="The seed of our nkey; `kilonova host add` makes those of agents."),
+    cfg.StrOpt("ca_file", help="Who has signed the servers' certificates: gives TLS."),
+    cfg.StrOpt("cert_file", help="Our certificate, where the servers want one."),
+    cfg.StrOpt("key_file"),
+]
+UPGRADE_LEVELS = [cfg.StrOpt("compute", default="auto", help="The newest messages that agents are sent.")]
+CATALOG = [
+    cfg.StrOpt("host", help="Name or address of all services in the catalog; default: --listen."),
+    cfg.StrOpt("scheme", default="http", choices=("http", "https")),
+    cfg.IntOpt("port_offset", help="Added to the ports in the catalog; default: --port-offset."),
+]
+FERNET_TOKENS = [
+    cfg.StrOpt("key_repository", help="Directory with the keys of tokens; the same on every controller.")
+]
+GLANCE_STORE = [
+    cfg.StrOpt("filesystem_store_datadir", help="Directory with images; shared by all controllers.")
 ]
 JOURNAL = [
     cfg.FloatOpt("lease", default=30.0, help="Seconds until another controller takes over from a dead one."),
@@ -150,6 +177,8 @@ GROUPS = {
     "api": API,
     "quota": QUOTA,
     "scheduler": SCHEDULER,
+    "filter_scheduler": FILTER_SCHEDULER,
+    "metrics": METRICS,
     "libvirt": LIBVIRT,
     "image_cache": IMAGE_CACHE,
     "vnc": VNC,
@@ -158,6 +187,12 @@ GROUPS = {
     "neutron": host_conf.NEUTRON,
     "neutron_tunnel": host_conf.TUNNEL,
     "journal": JOURNAL,
+    "database": DATABASE,
+    "nats": NATS,
+    "upgrade_levels": UPGRADE_LEVELS,
+    "catalog": CATALOG,
+    "fernet_tokens": FERNET_TOKENS,
+    "glance_store": GLANCE_STORE,
     "identity": IDENTITY,
     "token": TOKEN,
 }
@@ -185,7 +220,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return PORTS[service] + self.port_offset
 
     def url(self, service: str) -> str:
-        return f"http://{self.listen}:{self.port(service)}"
+        """Where clients find a service."""
+        catalog = self.options.get("catalog", {})
+        offset = catalog.get("port_offset")
+        port = PORTS[service] + (offset if isinstance(offset, int) else self.port_offset)
+        return f"{catalog.get('scheme', 'http')}://{catalog.get('host') or self.listen}:{port}"
 
     def text(self, name: str, group: str = "DEFAULT") -> str:
         value = self.options[group][name]
