@@ -10,7 +10,8 @@ KilonovaError
 │   ├── NotFound            nothing of that name that the caller may see
 │   └── Conflict            not in the state that this thing is in now
 ├── TryAgain                nothing is wrong but the moment: repeat with back-off
-│   └── Unreachable         a peer (host, service, database) does not answer
+│   └── Unreachable         a peer (host, service) does not answer
+│       └── DatabaseUnavailable
 ├── HostFault               this host cannot do it, another one may
 ├── Failed                  it cannot be done: undo and say so
 │   └── NoValidHost         no host is left; carries the reason for each
@@ -64,6 +65,10 @@ class Unreachable(TryAgain):
     """A peer does not answer.  Never taken for a fact about what the peer did."""
 
 
+class DatabaseUnavailable(Unreachable):
+    """The database cannot be reached; the transaction did not happen as far as is known."""
+
+
 class HostFault(KilonovaError):
     """This host cannot do it; another host may."""
 
@@ -75,12 +80,16 @@ class Failed(KilonovaError):
 class NoValidHost(Failed):
     """No host is left.
 
-    ``reasons`` has for each host that was looked at the one reason why it was not taken.
+    ``reasons`` has for each host that was looked at (of very many: for some) the one reason why it was not
+    taken, ``removed`` how many hosts each filter has refused.
     """
 
-    def __init__(self, message: str, reasons: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, reasons: dict[str, str] | None = None, removed: dict[str, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.reasons = reasons or {}
+        self.removed = removed or {}
 
 
 class LostLease(KilonovaError):

@@ -20,7 +20,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import BigInteger
 
-from kilonova.errors import Unreachable
+from kilonova.errors import DatabaseUnavailable as DatabaseUnavailable
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -28,10 +28,6 @@ Row = tuple[Any, ...]
 
 class UniqueViolation(Exception):
     """An insert or update met a row that must be the only one of its key."""
-
-
-class DatabaseUnavailable(Unreachable):
-    """The database cannot be reached; the transaction did not happen as far as is known."""
 
 
 class db_now(FunctionElement[int]):  # noqa: N801 - named like an SQL function

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kilonova import errors
-from kilonova.db.engine import DatabaseUnavailable
 
 log = structlog.get_logger("kilonova.web")
 
