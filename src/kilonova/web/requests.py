@@ -26,7 +26,6 @@ STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.TryAgain, 503),
-    (DatabaseUnavailable, 503),
     (errors.HostFault, 503),
     (ClientDisconnect, 400),  # nobody hears it
 )
