@@ -14,12 +14,14 @@ from kilonova.api.schema.kinds import is_uuid, read_flag
 from kilonova.api.shape import since
 from kilonova.api.view import View
 from kilonova.api.views.hypervisors import BRIEF, COUNTS, FULL, Hypervisor, uptime
-from kilonova.db import hosts
+from kilonova.db import host_stats, hosts
 from kilonova.db.engine import Tx
 from kilonova.errors import Invalid, NotFound
 from kilonova.model.instance import instance_name
+from kilonova.resources.tracker import figures
 
 _RULE = "os_compute_api:os-hypervisors"
+NOBODY = host_stats.Count()
 _PATH = "/os-hypervisors"
 _PAGED_SINCE = 33
 _BY_UUID_SINCE = 53
@@ -37,13 +39,16 @@ _LIST = Keys(
 _SHOW = Keys(_WITH_SERVERS, strict_since=53)
 
 
-async def _all(call: Call) -> list[Hypervisor]:
-    """Every hypervisor, oldest first, with what placement and the servers say of it."""
+async def _all(call: Call, *, servers: bool = False) -> list[Hypervisor]:
+    """Every hypervisor, oldest first, with what placement and the servers say of it.
+
+    ``servers``: also which ones these are; else they are only counted.
+    """
 
     def read(tx: Tx) -> Any:
-        return hosts.list_all(tx), hosts.guests(tx)
+        return hosts.list_all(tx), host_stats.counts(tx), hosts.guests(tx) if servers else {}
 
-    found, guests = await call.cloud.db.read(read)
+    found, counts, guests = await call.cloud.db.read(read)
     providers = {one.uuid: one for one in await call.cloud.placement.providers()}
     now, down_time = call.cloud.clock.now(), call.cloud.settings.number("service_down_time")
     return [
@@ -51,7 +56,7 @@ async def _all(call: Call) -> list[Hypervisor]:
             host=host,
             up=hosts.is_up(host, now, down_time),
             now=now,
-            provider=providers.get(host.compute_id),
+            figures=figures(providers.get(host.compute_id), counts.get(host.host, NOBODY)),
             guests=tuple(guests.get(host.host, ())),
         )
         for host in found
@@ -112,14 +117,16 @@ def _matching(found: list[Hypervisor], pattern: str) -> list[Hypervisor]:
 async def _page(call: Call, view: View) -> dict[str, Any]:
     servers = _wants_servers(call)
     if call.version < _PAGED_SINCE:
-        return {"hypervisors": _shown(call, view, await _all(call), servers)}
+        return {"hypervisors": _shown(call, view, await _all(call), False)}
     limit, marker = page_of(call.query, call.cloud.settings.number("max_limit", "api"))
     pattern = call.query.last("hypervisor_hostname_pattern") if call.version >= _BY_UUID_SINCE else None
     if pattern is not None:
         if "limit" in call.query or "marker" in call.query:
             raise Invalid("Paging over hypervisors with the hypervisor_hostname_pattern is not supported.")
-        return {"hypervisors": _shown(call, view, _matching(await _all(call), pattern), servers)}
-    rest = _after(call, await _all(call), marker)
+        return {
+            "hypervisors": _shown(call, view, _matching(await _all(call, servers=servers), pattern), servers)
+        }
+    rest = _after(call, await _all(call, servers=servers), marker)
     page = rest[:limit]
     answer: dict[str, Any] = {"hypervisors": _shown(call, view, page, servers)}
     if page and len(page) == limit:
@@ -135,12 +142,12 @@ async def detail(call: Call) -> dict[str, Any]:
     return await _page(call, FULL)
 
 
-async def _one(call: Call) -> Hypervisor:
+async def _one(call: Call, *, servers: bool = False) -> Hypervisor:
     """The hypervisor of the address: by uuid, or below 2.53 by number.  Raises NotFound or Invalid."""
     wanted = call.path["hypervisor_id"]
     if call.version >= _BY_UUID_SINCE and not is_uuid(wanted):
         raise Invalid(f"Invalid uuid {wanted}")
-    for hypervisor in await _all(call):
+    for hypervisor in await _all(call, servers=servers):
         if _identity(call, hypervisor) == wanted.lower():
             return hypervisor
     raise NotFound(f"Hypervisor with ID '{wanted}' could not be found.")
@@ -148,7 +155,7 @@ async def _one(call: Call) -> Hypervisor:
 
 async def show(call: Call) -> dict[str, Any]:
     servers = _wants_servers(call)
-    return {"hypervisor": _shown(call, FULL, [await _one(call)], servers)[0]}
+    return {"hypervisor": _shown(call, FULL, [await _one(call, servers=servers)], servers)[0]}
 
 
 async def statistics(call: Call) -> dict[str, Any]:
@@ -160,7 +167,7 @@ async def statistics(call: Call) -> dict[str, Any]:
 
 async def show_uptime(call: Call) -> dict[str, Any]:
     servers = _wants_servers(call)
-    hypervisor = await _one(call)
+    hypervisor = await _one(call, servers=servers)
     if not hypervisor.up:
         raise Invalid(f"Compute service of {hypervisor.host.host} is unavailable at this time.")
     words = uptime(hypervisor)
@@ -175,7 +182,7 @@ async def search(call: Call) -> dict[str, Any]:
 
 
 async def with_servers(call: Call) -> dict[str, Any]:
-    found = _matching(await _all(call), call.path["hypervisor_id"])
+    found = _matching(await _all(call, servers=True), call.path["hypervisor_id"])
     return {"hypervisors": _shown(call, BRIEF, found, True)}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from kilonova.db import hosts
+from kilonova.model.host import Inventory
 from tests.api.compute.small_cloud import MEMBER, SmallCloud, bands, check_keys, cloud
 
 __all__ = ["cloud"]  # a fixture
@@ -81,6 +83,16 @@ async def test_a_hypervisor_is_shown_with_what_is_booked(cloud: SmallCloud) -> N
     old = (await cloud.get(f"{PATH}/{host.id}", version=27))["hypervisor"]
     assert old["id"] == host.id and old["service"]["id"] == host.id
     assert json.loads(old["cpu_info"]) == {"arch": "x86_64"}
+
+
+async def test_cpus_for_pinning_are_cpus(cloud: SmallCloud) -> None:
+    host = await cloud.host("h1", used=3)
+    (provider,) = cloud.placement.found
+    more = {**provider.inventories, "PCPU": Inventory(total=4)}
+    used = {**provider.used, "PCPU": 2}
+    cloud.placement.found[0] = msgspec.structs.replace(provider, inventories=more, used=used)
+    shown = (await cloud.get(f"{PATH}/{host.compute_id}", version=87))["hypervisor"]
+    assert (shown["vcpus"], shown["vcpus_used"]) == (12, 5)
 
 
 async def test_uptime_is_that_of_a_living_host(cloud: SmallCloud) -> None:

@@ -1,4 +1,4 @@
-"""Hypervisors as they are shown: a host, what placement books there, and its servers."""
+"""Hypervisors as they are shown: a host, its figures, and its servers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,15 @@ from kilonova.api.view import Item, View
 from kilonova.clock import SECOND
 from kilonova.db.hosts import Guest
 from kilonova.model.host import Host
-from kilonova.services.placement.port import ProviderSummary
+from kilonova.resources.tracker import Figures
 
 
 class Hypervisor(msgspec.Struct, frozen=True, kw_only=True):
     host: Host
     up: bool
     now: int
-    provider: ProviderSummary | None
-    guests: tuple[Guest, ...]
-
-    def total(self, resource: str) -> int:
-        inventory = self.provider.inventories.get(resource) if self.provider else None
-        return inventory.total if inventory else 0
-
-    def used(self, resource: str) -> int:
-        """What is booked and what the host keeps for itself, as Nova's resource tracker counts it."""
-        if self.provider is None:
-            return 0
-        inventory = self.provider.inventories.get(resource)
-        return self.provider.used.get(resource, 0) + (inventory.reserved if inventory else 0)
-
-    def free(self, resource: str) -> int:
-        return self.total(resource) - self.used(resource)
-
-    @property
-    def workload(self) -> int:
-        return sum(guest.task_state is not None for guest in self.guests)
+    figures: Figures
+    guests: tuple[Guest, ...] = ()
 
 
 def uptime(hypervisor: Hypervisor) -> str | None:
@@ -55,35 +37,26 @@ def uptime(hypervisor: Hypervisor) -> str | None:
     return f"{time} up {since}{hours % 24}:{minutes % 60:02}"
 
 
-def _total(resource: str) -> Callable[[Hypervisor], int]:
-    return lambda hypervisor: hypervisor.total(resource)
-
-
-def _used(resource: str) -> Callable[[Hypervisor], int]:
-    return lambda hypervisor: hypervisor.used(resource)
-
-
-def _free(resource: str) -> Callable[[Hypervisor], int]:
-    return lambda hypervisor: hypervisor.free(resource)
-
-
 def _service(hypervisor: Hypervisor, identity: int | str) -> dict[str, Any]:
     host = hypervisor.host
     return {"id": identity, "host": host.host, "disabled_reason": host.disabled_reason}
 
 
 COUNTS: dict[str, Callable[[Hypervisor], Any]] = {
-    "vcpus": _total("VCPU"),
-    "memory_mb": _total("MEMORY_MB"),
-    "local_gb": _total("DISK_GB"),
-    "vcpus_used": _used("VCPU"),
-    "memory_mb_used": _used("MEMORY_MB"),
-    "local_gb_used": _used("DISK_GB"),
-    "free_ram_mb": _free("MEMORY_MB"),
-    "free_disk_gb": _free("DISK_GB"),
-    "current_workload": attrgetter("workload"),
-    "running_vms": lambda hypervisor: len(hypervisor.guests),
-    "disk_available_least": _free("DISK_GB"),
+    name: attrgetter(f"figures.{name}")
+    for name in (
+        "vcpus",
+        "memory_mb",
+        "local_gb",
+        "vcpus_used",
+        "memory_mb_used",
+        "local_gb_used",
+        "free_ram_mb",
+        "free_disk_gb",
+        "current_workload",
+        "running_vms",
+        "disk_available_least",
+    )
 }
 """The counters of one hypervisor, which statistics add up."""
 
