@@ -54,6 +54,8 @@ private_files() {
         mkdir -p "$directory" "/run/$NAME$directory" # an empty directory is all that we may leave behind
         mount --bind "/run/$NAME$directory" "$directory"
     done
+    mkdir -p "/run/$NAME/hugepages" # guests' large pages; those themselves are the machine's
+    mount -t hugetlbfs hugetlbfs "/run/$NAME/hugepages" || rmdir "/run/$NAME/hugepages"
     printf '127.0.0.1 localhost %s\n::1 localhost\n' "$NAME" >"/run/$NAME/hosts"
     mount --bind "/run/$NAME/hosts" /etc/hosts
     hostname "$NAME"
@@ -79,6 +81,8 @@ cgroup_controllers = [ ]
 namespaces = [ ]
 capability_filters = [ "cpu-unavailable-features" ]
 CONF
+    [[ ! -d /run/$NAME/hugepages ]] ||
+        echo "hugetlbfs_mount = \"/run/$NAME/hugepages\"" >>/etc/libvirt/qemu.conf
     # A copy, since sandboxes that run side by side must not read what another is just writing.
     mkdir -p "$CAPABILITIES"
     cp -p "$CACHE"/*.xml "$CAPABILITIES/" 2>/dev/null || true

@@ -112,13 +112,9 @@ def test_ide_on_q35_is_refused_before_libvirt_does() -> None:
 @pytest.mark.parametrize(
     ("properties", "specs", "words"),
     [
-        ({}, {"hw:cpu_policy": "dedicated"}, "dedicated processors"),
-        ({"hw_cpu_policy": "dedicated"}, {}, "dedicated processors"),
-        ({}, {"hw:numa_nodes": "1"}, "NUMA"),
-        ({}, {"hw:mem_page_size": "large"}, "large pages"),
         ({}, {"hw:mem_encryption": "true"}, "encrypted memory"),
         ({"hw_tpm_version": "2.0"}, {}, "a TPM"),
-        ({}, {"pci_passthrough:alias": "gpu:1"}, "a device of the host"),
+        ({}, {"accel:device_profile": "fpga"}, "an accelerator"),
         ({"hw_viommu_model": "intel"}, {}, "an IOMMU"),
     ],
 )

@@ -6,6 +6,8 @@ Its delays, faults and capacity can be set, so that what is hard to provoke on a
 from __future__ import annotations
 
 import asyncio
+import random
+import sqlite3
 from collections import defaultdict, deque
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,13 @@ class Faults:
     def __init__(self) -> None:
         self._queues: dict[str, deque[Exception]] = defaultdict(deque)
         self._gates: dict[str, asyncio.Event] = {}
+        self._chances: dict[str, float] = {}
+        self._random = random.Random()
+
+    def often(self, verb: str, chance: float, source: random.Random) -> None:
+        """Have the verb fail with that chance (0 to 1) each time, as ``source`` decides."""
+        self._chances[verb] = chance
+        self._random = source
 
     def add(self, verb: str, error: Exception, times: int = 1) -> None:
         self._queues[verb].extend([error] * times)
@@ -58,6 +67,9 @@ class Faults:
             await self._gates[verb].wait()
         if self._queues[verb]:
             raise self._queues[verb].popleft()
+        chance = self._chances.get(verb)
+        if chance and self._random.random() < chance:
+            raise HostFault(f"A simulated fault of '{verb}'.")
 
 
 class _Shape(NamedTuple):
@@ -89,8 +101,12 @@ class FakeDriver:
         delay: float = 0.0,
         host_ip: str = "127.0.0.1",
         hardware: FakeHardware | None = None,
+        guests: sqlite3.Connection | None = None,
     ) -> None:
-        """Everything that it has can be changed while it runs: the next report says so."""
+        """Everything that it has can be changed while it runs: the next report says so.
+
+        ``guests`` is a file of guests that it shares with other hosts, instead of one in ``state_dir``.
+        """
         self.faults = Faults()
         self.delay = delay
         self.ignores_shutdown: set[str] = set()  # guests that do not hear the power button
@@ -101,7 +117,7 @@ class FakeDriver:
         self.hardware = hardware or FakeHardware()
         self.cpu_times: dict[str, int] | None = None  # None: they follow the clock
         self._host_ip = host_ip
-        self._path = state_dir / "fake-guests.db"
+        self._file = guests if guests is not None else state_dir / "fake-guests.db"
         self._guests: GuestFile | None = None
         self._shapes: dict[str, _Shape] = {}  # of guests that this process has started
         self._event: PowerEvent | None = None
@@ -112,11 +128,13 @@ class FakeDriver:
         return self._guests
 
     async def open(self, on_power_event: PowerEvent) -> None:
-        self._guests = GuestFile(self._path)
+        shared = isinstance(self._file, sqlite3.Connection)
+        self._guests = GuestFile(self._file, self._host if shared else "")
         self._event = on_power_event
 
     async def close(self) -> None:
-        self.guest_file.close()
+        if isinstance(self._file, Path):
+            self.guest_file.close()
 
     async def report(self) -> HostReport:
         return HostReport(

@@ -27,7 +27,16 @@ from kilonova.virt.libvirt.host_topology import host_topology
 from kilonova.virt.libvirt.image_cache import ImageCache
 from kilonova.virt.libvirt.options import LibvirtOptions
 from kilonova.virt.libvirt.pci import pci_devices
-from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, read_cpu_stats, read_facts, traits
+from kilonova.virt.libvirt.placement import Placement, check_devices, placement
+from kilonova.virt.libvirt.report import (
+    HostFacts,
+    cpu_info,
+    disk_gib,
+    inventories,
+    read_cpu_stats,
+    read_facts,
+    traits,
+)
 from kilonova.virt.libvirt.threads import Threads
 from kilonova.virt.libvirt.watch import Watch
 from kilonova.virt.libvirt.xml.domain import Blueprint, domain_xml
@@ -100,13 +109,10 @@ class LibvirtDriver:
         """As it is now.  Raises Failed for options that name what this host does not have."""
         facts = await read_facts(self._connection)
         options, machine = self._options, await self._capabilities.machine(self._options.machine_type)
-        numa = host_topology(
-            facts.cells, facts.online, options.cpus, options.reserved_pages, options.networks
-        )
+        numa = self._look_at_cells(facts)
         shared, dedicated = options.cpus.split(facts.online)
         space = await self._threads.run(lambda: disk_gib(self._instances))
         devices = choose_devices(self._specs, await pci_devices(self._connection)) if self._specs else ()
-        self._topology = numa
         return HostReport(
             host=self._host,
             compute_id=self._compute_id,
@@ -157,6 +163,7 @@ class LibvirtDriver:
             cache=self._cache_mode,
             compute_id=self._compute_id,
             started_at=self._clock.now(),
+            placement=await self._placement(guest),
         )
         self._watch.add(guest.uuid)
         await self._domains.start(guest.uuid, domain_xml(plan, self._options), paused=paused)
@@ -208,6 +215,19 @@ class LibvirtDriver:
         return diagnostics(xml, stats, self.virt_type, started, self._clock.now())
 
     # ---- inside ----
+
+    async def _placement(self, guest: GuestSpec) -> Placement:
+        check_devices(guest)
+        if guest.numa is not None and self._topology is None:
+            self._look_at_cells(await read_facts(self._connection))
+        return placement(guest, self._topology, self._options.cpus)
+
+    def _look_at_cells(self, facts: HostFacts) -> HostTopology | None:
+        options = self._options
+        self._topology = host_topology(
+            facts.cells, facts.online, options.cpus, options.reserved_pages, options.networks
+        )
+        return self._topology
 
     async def _in_time(self, event: asyncio.Future[bool], timeout: float) -> bool:
         """What the event says, False if nothing comes in time."""

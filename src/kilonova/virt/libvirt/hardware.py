@@ -29,15 +29,9 @@ _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
 
 # What this driver does not do yet: to start the guest without it would break a promise.
 _NOT_YET: tuple[tuple[str, str, frozenset[str], str], ...] = (
-    ("hw:cpu_policy", "hw_cpu_policy", frozenset({"shared"}), "dedicated processors"),
-    ("hw:numa_nodes", "hw_numa_nodes", frozenset(), "a NUMA topology"),
-    ("hw:mem_page_size", "hw_mem_page_size", frozenset({"small", "any"}), "large pages"),
     ("hw:mem_encryption", "hw_mem_encryption", _FALSE, "encrypted memory"),
     ("hw:tpm_version", "hw_tpm_version", frozenset(), "a TPM"),
-    ("hw:locked_memory", "hw_locked_memory", _FALSE, "locked memory"),
     ("hw:viommu_model", "hw_viommu_model", frozenset({"none"}), "an IOMMU"),
-    ("hw:cpu_realtime", "hw_cpu_realtime", _FALSE, "real-time processors"),
-    ("pci_passthrough:alias", "", frozenset(), "a device of the host"),
     ("accel:device_profile", "", frozenset(), "an accelerator"),
 )
 

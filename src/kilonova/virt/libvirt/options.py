@@ -31,6 +31,7 @@ class LibvirtOptions(msgspec.Struct, frozen=True, kw_only=True):
     vnc: bool = True
     vnc_listen: str = "127.0.0.1"
     balloon_period: int = 10
+    realtime_priority: int = 1
     cpus: CpuSets = CpuSets()
     reserved_pages: dict[tuple[int, int], int] = {}  # (cell, KiB) -> pages
     networks: NetworkCells = NetworkCells()
@@ -54,6 +55,7 @@ def options_from(settings: Settings) -> LibvirtOptions:
         config_drive_format=text("config_drive_format"),
         vnc=settings.flag("enabled", "vnc"),
         vnc_listen=text("server_listen", "vnc"),
+        realtime_priority=number("realtime_scheduler_priority", "libvirt"),
         cpus=CpuSets(
             shared=_cpus(text("cpu_shared_set", "compute"), "cpu_shared_set"),
             dedicated=_cpus(text("cpu_dedicated_set", "compute"), "cpu_dedicated_set"),

@@ -13,12 +13,21 @@ from kilonova.rpc.messages import GuestSpec
 from kilonova.virt.libvirt.disks import DiskFile
 from kilonova.virt.libvirt.hardware import Hardware
 from kilonova.virt.libvirt.options import LibvirtOptions
+from kilonova.virt.libvirt.placement import Placement
 from kilonova.virt.libvirt.topology import Topology
 from kilonova.virt.libvirt.xml import devices
 from kilonova.virt.libvirt.xml.disk import disks, scsi_controller
 from kilonova.virt.libvirt.xml.element import element, on, yes
 from kilonova.virt.libvirt.xml.interface import interface
 from kilonova.virt.libvirt.xml.metadata import metadata
+from kilonova.virt.libvirt.xml.placement import (
+    cputune,
+    guest_cells,
+    hostdev,
+    memory_backing,
+    numatune,
+    vcpu,
+)
 
 PCIE_PORTS = 16  # devices that a q35 machine takes, those added later included
 
@@ -46,6 +55,7 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     cache: str  # QEMU's cache mode of disks
     compute_id: str
     started_at: int
+    placement: Placement = Placement()
 
 
 def domain_xml(plan: Blueprint, options: LibvirtOptions) -> str:
@@ -58,11 +68,14 @@ def domain_xml(plan: Blueprint, options: LibvirtOptions) -> str:
         element("uuid", text=guest.uuid),
         metadata(guest, plan.compute_id, plan.started_at),
         element("memory", {"unit": "MiB"}, text=guest.flavor.memory_mb),
-        element("vcpu", text=guest.flavor.vcpus),
+        memory_backing(plan.placement),
+        vcpu(guest.flavor.vcpus, plan.placement),
+        cputune(plan.placement, options.realtime_priority),
+        numatune(plan.placement),
         _sysinfo(guest),
         _os(hardware),
         _features(plan, options),
-        _cpu(plan.cpu, hardware.topology),
+        _cpu(plan.cpu, hardware.topology, guest_cells(plan.placement)),
         _clock(plan),
         element("on_poweroff", text="destroy"),
         element("on_reboot", text="restart"),
@@ -135,14 +148,14 @@ def _hyperv(hardware: Hardware) -> ET.Element:
     )
 
 
-def _cpu(cpu: Cpu, topology: Topology) -> ET.Element:
+def _cpu(cpu: Cpu, topology: Topology, cells: ET.Element | None) -> ET.Element:
     shape = element("topology", msgspec.structs.asdict(topology))
     if cpu.mode is None:
-        return element("cpu", None, shape)
+        return element("cpu", None, shape, cells)
     if cpu.mode == "custom":
         model = element("model", {"fallback": "forbid"}, text=cpu.model)
-        return element("cpu", {"mode": "custom", "match": "exact"}, model, shape)
-    return element("cpu", {"mode": cpu.mode}, shape)
+        return element("cpu", {"mode": "custom", "match": "exact"}, model, shape, cells)
+    return element("cpu", {"mode": cpu.mode}, shape, cells)
 
 
 def _clock(plan: Blueprint) -> ET.Element:
@@ -178,6 +191,7 @@ def _devices(plan: Blueprint, options: LibvirtOptions) -> ET.Element:
         element("input", {"type": "tablet", "bus": "usb"}) if tablet else None,
         devices.vnc(options.vnc_listen) if options.vnc else None,
         devices.video(hardware),
+        *(hostdev(device) for device in guest.pci),
         devices.watchdog(hardware.watchdog),
         devices.balloon(options.balloon_period),
         devices.rng(hardware.rng_rate) if hardware.rng else None,
