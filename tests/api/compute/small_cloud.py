@@ -32,10 +32,11 @@ from tests.conftest import db
 
 __all__ = ["db"]  # the fixture that has a database of each kind
 
-ADMIN, MEMBER, READER, OTHER = "admin", "member", "reader", "other"
-PROJECTS = {ADMIN: "padmin", MEMBER: "p1", READER: "p1", OTHER: "p2"}
+ADMIN, MANAGER, MEMBER, READER, OTHER = "admin", "manager", "member", "reader", "other"
+PROJECTS = {ADMIN: "padmin", MANAGER: "p1", MEMBER: "p1", READER: "p1", OTHER: "p2"}
 ROLES = {
     ADMIN: {"admin", "member", "reader"},
+    MANAGER: {"manager", "member", "reader"},
     MEMBER: {"member", "reader"},
     READER: {"reader"},
     OTHER: {"member", "reader"},
