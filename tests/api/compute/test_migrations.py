@@ -166,9 +166,7 @@ async def test_changes(cloud: SmallCloud) -> None:
     start = cloud.clock.now() // SECOND * SECOND
     old = await move(cloud, created_at=start - 100 * SECOND)
     new = await move(cloud, created_at=start - 100 * SECOND, updated_at=start)
-    moments = {
-        name: iso_z(start + shift * SECOND) for name, shift in (("then", -50), ("now", 0), ("later", 9))
-    }
+    then, now, later = (iso_z(start + shift * SECOND) for shift in (-50, 0, 9))
     assert await listed(cloud, f"changes-since={then}") == [new.uuid]
     assert await listed(cloud, f"changes-since={now}&changes-before={now}") == [new.uuid]
     assert await listed(cloud, f"changes-before={then}") == [old.uuid]
