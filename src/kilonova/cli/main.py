@@ -16,6 +16,7 @@ class _Lazy(click.Group):
         "up": "kilonova.cli.up:up",
         "controller": "kilonova.cli.controller:controller",
         "agent": "kilonova.cli.agent:agent",
+        "simulate": "kilonova.cli.simulate:simulate",
         "db": "kilonova.cli.db:db",
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",

@@ -94,18 +94,17 @@ class FakeDriver:
         self,
         host: str,
         compute_id: str,
-        state_dir: Path,
+        state_dir: Path | sqlite3.Connection,
         clock: Clock,
         capacity: dict[str, Inventory],
         *,
         delay: float = 0.0,
         host_ip: str = "127.0.0.1",
         hardware: FakeHardware | None = None,
-        guests: sqlite3.Connection | None = None,
     ) -> None:
         """Everything that it has can be changed while it runs: the next report says so.
 
-        ``guests`` is a file of guests that it shares with other hosts, instead of one in ``state_dir``.
+        Instead of a directory it may be given a file of guests (`guests.opened`) that it shares with others.
         """
         self.faults = Faults()
         self.delay = delay
@@ -117,7 +116,7 @@ class FakeDriver:
         self.hardware = hardware or FakeHardware()
         self.cpu_times: dict[str, int] | None = None  # None: they follow the clock
         self._host_ip = host_ip
-        self._file = guests if guests is not None else state_dir / "fake-guests.db"
+        self._file = state_dir / "fake-guests.db" if isinstance(state_dir, Path) else state_dir
         self._guests: GuestFile | None = None
         self._shapes: dict[str, _Shape] = {}  # of guests that this process has started
         self._event: PowerEvent | None = None

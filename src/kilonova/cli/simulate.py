@@ -1,0 +1,121 @@
+"""``kilonova simulate``: many hosts of records on the real bus: scale is measured, not hoped for."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kilonova.cli.running import config_file_option, run, settings_of, state_dir_option, until_told
+
+if TYPE_CHECKING:
+    from kilonova.settings import Settings
+    from kilonova.simulation import Plan
+
+VERBS = ("prepare", "discard", "start", "resume", "power_off", "undefine")
+
+
+def _faults(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for value in values:
+        verb, colon, chance = value.partition(":")
+        try:
+            found[verb] = float(chance)
+        except ValueError:
+            colon = ""
+        if not colon or verb not in VERBS or not 0 <= found[verb] <= 1:
+            raise click.BadParameter(f"'{value}' is not VERB:CHANCE with one of {', '.join(VERBS)}.")
+    return found
+
+
+@click.command()
+@click.option("--hosts", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--first", type=click.IntRange(0), default=1, help="The number of the first one.")
+@click.option("--prefix", default="sim-", show_default=True, help="Of their names.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, help="That they are spread over.")
+@click.option("--delay", type=click.FloatRange(0), default=0.0, help="Seconds that every verb takes.")
+@click.option("--fault", "faults", multiple=True, callback=_faults, help="VERB:CHANCE, e.g. start:0.02.")
+@click.option("--seed", type=int, default=0, help="Of what goes wrong.")
+@state_dir_option
+@config_file_option
+def simulate(processes: int, state_dir: Path, config_file: Path | None, **plan_of: Any) -> None:
+    """Run many simulated hosts until SIGTERM or ^C; controllers see each as a host of its own."""
+    from kilonova.simulation import Plan
+
+    settings = settings_of(state_dir, config_file, driver="fake")
+    plan = Plan(**plan_of)
+    if processes > 1:
+        run(_spread(state_dir, config_file, plan, processes), str(state_dir))
+    else:
+        run(_run(settings, plan), str(state_dir))
+
+
+async def _run(settings: Settings, plan: Plan) -> None:
+    from kilonova.simulation import Simulation
+
+    simulation = Simulation.assemble(settings, plan)
+
+    def progress(number: int) -> None:
+        if number % 100 == 0 or number == plan.hosts:
+            click.echo(f"hosts: {number} of {plan.hosts}", err=True)
+
+    await until_told(
+        simulation, lambda: simulation.start(progress), f"ready: {plan.hosts} hosts, {plan.names()[0]} and on"
+    )
+
+
+class _Children:
+    """The processes that the hosts are spread over."""
+
+    def __init__(self) -> None:
+        self.processes: list[asyncio.subprocess.Process] = []
+
+    async def stop(self) -> None:
+        for each in self.processes:
+            if each.returncode is None:
+                each.terminate()
+        await asyncio.gather(*(each.wait() for each in self.processes))
+
+
+async def _spread(state_dir: Path, config_file: Path | None, plan: Plan, processes: int) -> None:
+    children = _Children()
+    over = asyncio.Event()
+
+    async def watch(child: asyncio.subprocess.Process) -> None:
+        await child.wait()
+        over.set()  # one that ends takes the others with it
+
+    async def start() -> None:
+        sizes = [plan.hosts // processes + (each < plan.hosts % processes) for each in range(processes)]
+        first = plan.first
+        for number, size in enumerate(sizes):
+            if not size:
+                continue
+            command = _command(state_dir / f"part-{number}", config_file, plan, first, size)
+            children.processes.append(
+                await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            )
+            first += size
+        for child in children.processes:
+            assert child.stdout is not None
+            if not (await child.stdout.readline()).startswith(b"ready"):
+                raise click.ClickException("A part of the simulation did not start; see its log.")
+        for child in children.processes:
+            tasks.append(asyncio.create_task(watch(child)))
+
+    tasks: list[asyncio.Task[None]] = []
+    await until_told(children, start, f"ready: {plan.hosts} hosts in {processes} processes", over)
+    for task in tasks:
+        task.cancel()
+
+
+def _command(state_dir: Path, config_file: Path | None, plan: Plan, first: int, size: int) -> list[str]:
+    command = [sys.executable, "-m", "kilonova.cli", "simulate", "--hosts", str(size), "--first", str(first)]
+    command += ["--prefix", plan.prefix, "--delay", str(plan.delay), "--seed", str(plan.seed)]
+    for verb, chance in plan.faults.items():
+        command += ["--fault", f"{verb}:{chance}"]
+    command += ["--state-dir", str(state_dir)]
+    return command + (["--config-file", str(config_file)] if config_file else [])
