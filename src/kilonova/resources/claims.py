@@ -6,7 +6,8 @@ more.  A consumer is a server, or the migration that keeps the old side of a mov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -25,6 +26,8 @@ from kilonova.resources.numa_request import is_concerned, wanted_topology
 from kilonova.resources.pci_request import Alias
 from kilonova.services.placement.port import Allocations, Also, Placement
 from kilonova.settings import Settings
+
+T = TypeVar("T")
 
 ORDINARY = frozenset({"VCPU", "PCPU", "MEMORY_MB", "DISK_GB"})
 """Resource classes that nobody lists one by one."""
@@ -124,6 +127,10 @@ class Claims:
         if not is_special(instance):
             return None
         return await self._db.read(lambda tx: host_resources.claim_of(tx, instance.uuid))
+
+    async def read(self, fn: Callable[[Tx], T]) -> T:
+        """Look at claims, where they are."""
+        return await self._db.read(fn)
 
     async def set_aside(self, instance_uuid: str, migration_uuid: str) -> None:
         """The beginning of a move: what the server holds becomes its migration's, as its old side.
