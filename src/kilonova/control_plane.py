@@ -27,6 +27,7 @@ from kilonova.operations import external_event
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.registry import OPERATIONS
 from kilonova.rpc.host import HostDirectory
+from kilonova.scheduler.options import options_of
 from kilonova.scheduler.select import Scheduler
 from kilonova.services.identity import api as identity_api
 from kilonova.services.identity.bootstrap import Bootstrapped, bootstrap
@@ -94,13 +95,7 @@ class ControlPlane:
             db, clock, new_uuid, options=NetworkOptions(bridge=settings.text("integration_bridge", "ovs"))
         )
         placement = BuiltinPlacement(db, clock)
-        scheduler = Scheduler(
-            db,
-            placement,
-            clock,
-            service_down_time=settings.number("service_down_time"),
-            default_zone=settings.text("default_availability_zone"),
-        )
+        scheduler = Scheduler(db, placement, clock, options_of(settings))
         runner = _runner(settings, db, clock, owner)
         journal = Journal(clock, runner)
         cloud = Cloud(

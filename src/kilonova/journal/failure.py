@@ -24,5 +24,6 @@ def stored(error: Exception, step: Step, host: str | None) -> StoredError:
         host=host,
         traceback="" if isinstance(error, Cancelled) else "".join(traceback.format_exception(error)),
         reasons=getattr(error, "reasons", {}),
+        removed=getattr(error, "removed", {}),
         cancelled=isinstance(error, Cancelled),
     )

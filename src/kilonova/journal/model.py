@@ -68,6 +68,7 @@ class StoredError(msgspec.Struct, kw_only=True):
     host: str | None = None
     traceback: str = ""
     reasons: dict[str, str] = {}  # host -> why not, for NoValidHost
+    removed: dict[str, int] = {}  # filter -> how many hosts it refused, for NoValidHost
     cancelled: bool = False
 
 

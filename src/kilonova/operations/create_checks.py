@@ -32,8 +32,7 @@ async def check_zone(cloud: Cloud, zone: str | None, forced: bool) -> None:
     """A named zone must have a host that is up and enabled (API-62).  Raises Invalid."""
     if zone is None or forced:
         return
-    hosts = (await cloud.scheduler.zones()).get(zone, [])
-    if not any(state.up and not state.host.disabled and not state.host.forced_down for state in hosts):
+    if not await cloud.scheduler.zone_is_open(zone):
         raise Invalid(f"The requested availability zone is not available: '{zone}'.")
 
 
@@ -41,12 +40,10 @@ async def check_requested_host(cloud: Cloud, request: CreateServer) -> None:
     """``host`` and ``hypervisor_hostname`` of 2.74 must exist (API-63).  Raises Invalid."""
     if request.host is None and request.hypervisor_hostname is None:
         return
-    states = [state for states in (await cloud.scheduler.zones()).values() for state in states]
-    if request.host and all(state.host.host != request.host for state in states):
-        raise Invalid(f"Compute host {request.host} could not be found.")
-    node = request.hypervisor_hostname
-    if node and all(state.host.hypervisor_hostname != node for state in states):
-        raise Invalid(f"Compute host {node} could not be found.")
+    host, node = request.host, request.hypervisor_hostname
+    knows_host, knows_node = await cloud.scheduler.knows(host, node)
+    if not knows_host or not knows_node:
+        raise Invalid(f"Compute host {node if knows_host else host} could not be found.")
 
 
 def check_flavor(flavor: Flavor | None, request: CreateServer, context: RequestContext) -> Flavor:

@@ -16,8 +16,8 @@ from kilonova.journal.model import DONE, Done, Operation, Run, Step, StoredError
 from kilonova.model.port import RequestedNetwork
 from kilonova.model.states import Power, Task, Vm
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.placing import place, request_of
 from kilonova.operations.steps import agent_of, apply, command, fault_of, guest_of, host_of, instance_of
-from kilonova.scheduler.request import Selection, ServerRequest
 from kilonova.services.network.port import PortRequest
 
 VIF_PLUGGED = "network-vif-plugged"
@@ -39,31 +39,20 @@ async def _place(run: Run) -> Done:
     cloud: Cloud = run.cloud
     instance = await instance_of(run)
     if run.action.epoch > 1 or run.known.get("placing"):
-        await cloud.placement.release(instance.uuid)  # what a former try may have claimed
+        await cloud.claims.release_server(instance)  # what a former try may have claimed
     run.known["placing"] = True
-    request = ServerRequest(
-        uuid=instance.uuid,
-        project_id=instance.project_id,
-        resources=instance.flavor.resources(),
-        availability_zone=instance.pinned_availability_zone,
+    request = request_of(
+        cloud,
+        instance,
         forced_host=run.params.forced_host,
         forced_node=run.params.forced_node,
         requested_host=run.params.requested_host,
         requested_node=run.params.requested_node,
-        image_properties=instance.image.properties if instance.image else {},
-        extra_specs=instance.flavor.extra_specs,
-        hints=instance.hints,
         tried=run.action.outputs.get("tried", {}),
     )
-
-    async def claim(provider: str) -> bool:
-        return await cloud.placement.claim(
-            instance.uuid, {provider: request.resources}, instance.project_id, instance.user_id
-        )
-
-    selection: Selection = await cloud.scheduler.select(request, claim)
+    selection = await place(cloud, instance, request)
     return Done(
-        output={"host": selection.host, "rejected": selection.reasons},
+        output={"host": selection.host, "rejected": selection.reasons, "removed": selection.removed},
         changes={
             "host": selection.host,
             "node": selection.node,
@@ -74,9 +63,10 @@ async def _place(run: Run) -> Done:
 
 
 async def _unplace(run: Run) -> Done:
-    await run.cloud.placement.release(run.instance_uuid)
-    zone = (await instance_of(run)).pinned_availability_zone
-    nowhere = {"host": None, "node": None, "availability_zone": zone}
+    cloud: Cloud = run.cloud
+    instance = await instance_of(run)
+    await cloud.claims.release_server(instance)
+    nowhere = {"host": None, "node": None, "availability_zone": instance.pinned_availability_zone}
     return Done(changes={**nowhere, "task_state": Task.SCHEDULING})
 
 

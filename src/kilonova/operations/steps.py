@@ -105,7 +105,7 @@ def fault_of(error: StoredError, now: int) -> Fault:
         code=error.code,
         message=message,
         created=now,
-        details="\n".join([error.message, *counts, *lines, error.traceback]),
+        details="\n".join([error.message, *lines, *counts, error.traceback]),
     )
 
 

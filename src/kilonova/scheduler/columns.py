@@ -132,6 +132,8 @@ class Columns:
         self.row_of: dict[str, int] = {}  # by name
         self.row_of_provider: dict[str, int] = {}  # by compute id
         self.aggregates: tuple[Aggregate, ...] = ()
+        # (property of images, value) -> servers of such images; empty unless a weigher needs it
+        self.images: dict[tuple[str, str], Whole] = {}
         self._members: dict[int, Mask] = {}
         self._free = list(range(self.room - 1, -1, -1))
 
@@ -185,6 +187,7 @@ class Columns:
         for stock in self.stock.values():
             stock.grow(room)
         self.traits = {name: _flags(_longer(mask, room, 0)) for name, mask in self.traits.items()}
+        self.images = {}  # until they are counted again
         self.metrics = {name: _reals(_longer(one, room, np.nan)) for name, one in self.metrics.items()}
         self.records += [None] * (room - self.room)
         self.provisions += [None] * (room - self.room)

@@ -6,49 +6,101 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kilonova.model.host import Host
-from kilonova.services.placement.port import ProviderSummary
+from kilonova.scheduler.wanted import Wanted
+
+Allocations = dict[str, dict[str, int]]
+"""Provider uuid -> resource class -> amount."""
+
+
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """The server group of a server that looks for a host, and where the other members are."""
+
+    uuid: str
+    policy: str
+    most: int = 1  # members that one host may have under anti-affinity
+    hosts: dict[str, int] = {}  # compute id -> members other than this one
 
 
 class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A server looking for a host.
 
     ``forced_*`` (zone:host:node) skip the filters, ``requested_*`` (2.74) do not; ``tried`` has the hosts
-    that failed in earlier rounds, with the reason.
+    that failed in earlier rounds, with the reason; ``ignored`` those that will not do, for the reason given
+    (the host that is being evacuated, say).  ``group`` and ``hosts_of`` (server -> host, of the servers that
+    the hints name) are what the database knew when the request was made.
     """
 
     uuid: str
     project_id: str
-    resources: dict[str, int]
+    wanted: Wanted
+    flavor: str = ""  # its name
     availability_zone: str | None = None
     forced_host: str | None = None
     forced_node: str | None = None
     requested_host: str | None = None
     requested_node: str | None = None
+    image_id: str | None = None
     image_properties: dict[str, str] = {}
     extra_specs: dict[str, str] = {}
     hints: Mapping[str, object] = {}
+    group: GroupState | None = None
+    hosts_of: dict[str, str] = {}
     tried: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+
+    @property
+    def forced(self) -> bool:
+        return bool(self.forced_host or self.forced_node)
 
 
-class HostState(msgspec.Struct, frozen=True, kw_only=True):
-    """One host as the scheduler sees it."""
-
-    host: Host
-    provider: ProviderSummary
-    up: bool
-    zone: str
-
-    def free(self, resource: str) -> int:
-        """What may still be booked, the allocation ratio included."""
-        inventory = self.provider.inventories.get(resource)
-        return 0 if inventory is None else inventory.capacity - self.provider.used.get(resource, 0)
-
-
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """The host that was taken and, for each host looked at before, why not."""
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that will do, and what would be booked for the server there."""
 
     host: str
     node: str
+    compute_id: str
     availability_zone: str
+    allocations: Allocations
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """The host that was taken.
+
+    ``removed``: how many hosts each filter has refused; ``reasons``: why, for some hosts, and for those that
+    were lost to others.
+    """
+
+    host: str
+    node: str
+    compute_id: str
+    availability_zone: str
+    allocations: Allocations = {}
+    removed: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+
+
+class Weight(msgspec.Struct, frozen=True):
+    """What one weigher makes of one host: the raw figure, and what it adds to the sum."""
+
+    raw: float
+    share: float
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that would do."""
+
+    host: str
+    weight: float
+    weights: dict[str, Weight]
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server would go, the best host first, and why not to the others.
+
+    ``counts``: filter -> hosts that it removed, in the order of asking.
+    """
+
+    hosts: int
+    ranked: tuple[Ranked, ...]
+    counts: dict[str, int]
     reasons: dict[str, str]

@@ -5,146 +5,185 @@ A stale view costs a lost claim and the next candidate, never a host that is ove
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections.abc import Awaitable, Callable
 
-from kilonova.clock import SECOND, Clock
-from kilonova.db import hosts
+from msgspec.structs import replace
+
+from kilonova.clock import Clock
 from kilonova.db.engine import Database
 from kilonova.errors import NotFound, NoValidHost
-from kilonova.model.host import Host
-from kilonova.scheduler.filters import FILTERS, FORCED
-from kilonova.scheduler.request import HostState, Selection, ServerRequest
-from kilonova.services.placement.port import Placement, ProviderSummary
+from kilonova.scheduler import trees
+from kilonova.scheduler.columns import Columns
+from kilonova.scheduler.decision import Decider
+from kilonova.scheduler.options import Options
+from kilonova.scheduler.question import Question
+from kilonova.scheduler.request import Candidate, Explanation, Selection, ServerRequest
+from kilonova.scheduler.surroundings import surrounded
+from kilonova.scheduler.view import HostView
+from kilonova.services.placement.port import Placement
 
-FRESH = SECOND  # how old the view may be
+TOLD = 200  # hosts whose reasons are kept with a server that no host would take
+NOTED = 50  # and with one that was placed
 
-Claim = Callable[[str], Awaitable[bool]]
+Claim = Callable[[Candidate], Awaitable[str | None]]
+"""Books a server there: None when it did, or the reason why not."""
+
+GONE = "its resource provider has gone"
 
 
 class Scheduler:
-    """Knows the hosts, and says why not for each of them."""
+    """Knows the hosts, and says why not for each of them.
+
+    Raises Failed for options that name filters or weighers that are not known.
+    """
 
     def __init__(
-        self, db: Database, placement: Placement, clock: Clock, *, service_down_time: int, default_zone: str
+        self,
+        db: Database,
+        placement: Placement,
+        clock: Clock,
+        options: Options,
+        *,
+        chance: random.Random | None = None,
+        top: Database | None = None,
     ) -> None:
+        """``db`` is that of the cell; ``top`` that of placement, aggregates and groups, if it is another."""
         self._db = db
+        self._top = db if top is None else top
         self._placement = placement
         self._clock = clock
-        self._down_time = service_down_time
-        self._default_zone = default_zone
-        self._states: list[HostState] = []
-        self._read_at = 0
-        self._changes = 0  # how often we were told that the view is out of date
+        self._options = options
+        self._decider = Decider(options, chance or random.Random())
+        self.view = HostView(db, clock, options, top)
 
     async def select(self, request: ServerRequest, claim: Claim) -> Selection:
-        """The best host that fits and on which ``claim(provider uuid)`` succeeds.
+        """The best host that fits and that ``claim`` could book.
 
-        Raises NoValidHost with the reason for each host.
+        Raises NoValidHost with the reason for each host (of very many: for some).
         """
-        reasons: dict[str, str] = {}
-        fresh = self._is_stale()  # then the first look is a new one, and a second would say the same
-        for refresh in (False, True):
-            if refresh and fresh:
-                break
-            reasons = {}
-            candidates = rank(request, await self._view(refresh), reasons)
-            for state in candidates:
-                if await _claimed(claim, state):
-                    return Selection(
-                        host=state.host.host,
-                        node=state.host.hypervisor_hostname,
-                        availability_zone=state.zone,
-                        reasons=reasons,
-                    )
-                reasons[state.host.host] = "another server was faster in taking what was free"
+        lost: dict[str, str] = {}
+        fresh = self.view.is_stale  # then the first look is a new one, and a second would say the same
+        question = await self._question(request, False)
+        selection = await self._try_all(question, claim, lost)
+        if selection is None and not fresh:
+            lost = {}
+            question = await self._question(request, True)
+            selection = await self._try_all(question, claim, lost)
+        if selection is None:
+            raise self._nobody(question, lost)
+        return selection
+
+    async def _try_all(self, question: Question, claim: Claim, lost: dict[str, str]) -> Selection | None:
+        """The first candidate that can be booked; the others' hosts go into ``lost``, with the reason.
+
+        Where a server group or a changed view may say something else now, it is decided anew.
+        """
+        while True:
+            version, again = question.columns.version, False
+            verdict, candidates = self._decider.decide(question)
+            for candidate in candidates:
+                reason = await self._claimed(claim, candidate)
+                if reason is None:
+                    return self._selection(question, candidate, verdict.counts, lost)
+                lost[candidate.host] = reason
+                again = question.request.group is not None or question.columns.version != version
+                if again:
+                    break
+            if not again:
+                return None
+            ignored = {**question.request.ignored, **lost}
+            question = await self._question(replace(question.request, ignored=ignored), False)
+
+    async def _claimed(self, claim: Claim, candidate: Candidate) -> str | None:
+        """A provider that has gone since we looked is one more candidate that is lost."""
+        own = candidate.allocations.get(candidate.compute_id, {})
+        self.view.count(candidate.compute_id, own)
+        reason: str | None = "it was given up"
+        try:
+            reason = await claim(candidate)
+        except NotFound:
+            reason = GONE
+        finally:
+            if reason is None:
+                self.view.booked(candidate.compute_id)
+            else:
+                self.view.lost(candidate.compute_id, own)
+        return reason
+
+    def _selection(
+        self, question: Question, candidate: Candidate, counts: dict[str, int], lost: dict[str, str]
+    ) -> Selection:
+        pipeline = self._decider.pipeline_for(question)
+        reasons = pipeline.reasons(question, NOTED) if counts else {}
+        return Selection(
+            host=candidate.host,
+            node=candidate.node,
+            compute_id=candidate.compute_id,
+            availability_zone=candidate.availability_zone,
+            allocations=candidate.allocations,
+            removed=counts,
+            reasons={**reasons, **lost},
+        )
+
+    def _nobody(self, question: Question, lost: dict[str, str]) -> NoValidHost:
+        request, columns = question.request, question.columns
+        ignored = {name: why for name, why in request.ignored.items() if name not in lost}
+        asked = dataclasses.replace(question, request=replace(request, ignored=ignored))
+        pipeline = self._decider.pipeline_for(asked)
+        reasons = {**pipeline.reasons(asked, TOLD), **lost}
         wanted = request.forced_host or request.forced_node
         if not reasons and wanted:
             reasons = {wanted: "there is no such host"}
-        raise NoValidHost(
-            "No valid host was found." if reasons else "No valid host was found: there is none at all.",
-            reasons,
-        )
+        counts = pipeline.run(asked).counts
+        told = "No valid host was found." if reasons else "No valid host was found: there is none at all."
+        if len(columns) > len(reasons) and len(columns) > TOLD:
+            removed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            told = f"No valid host was found: of {len(columns)} hosts were refused by {removed}."
+        return NoValidHost(told, reasons, counts)
 
-    async def explain(self, request: ServerRequest) -> dict[str, str]:
-        """Host -> the reason why not; empty text for a host that would do."""
-        reasons: dict[str, str] = {}
-        good = rank(request, await self._view(True), reasons)
-        return {**{state.host.host: "" for state in good}, **reasons}
+    async def explain(self, request: ServerRequest) -> Explanation:
+        """Where it would go and why not elsewhere; books nothing."""
+        return self._decider.explain(await self._question(request, True))
+
+    async def _question(self, request: ServerRequest, anew: bool) -> Question:
+        columns = await self.view.current(anew=anew)
+        if request.hints:
+            request = await surrounded(request, self._db, self._top)
+        placed = None
+        if trees.needs_engine(request.wanted, self.view.elsewhere):
+            wanted = trees.asked(request.wanted, self._options.max_placement_results)
+            placed = await self._placement.candidates(wanted)
+        return Question(request, columns, self._options, self._clock.now(), placed)
+
+    # ---- what others ask of the view ----
 
     async def details(self, host: str) -> dict[str, str]:
         """What the agent of a host said of itself that the network service wants to know."""
-        for state in await self._view(False):
-            if state.host.host == host:
-                return state.host.details
-        return {}
+        columns = await self.view.current()
+        row = columns.row_of.get(host)
+        return {} if row is None else columns.record(row).details
+
+    async def zone_is_open(self, zone: str) -> bool:
+        """Whether some host of the zone is up and takes servers."""
+        columns = await self.view.current()
+        code = columns.zones.get(zone)
+        if code is None:
+            return False
+        alive = columns.alive(self._clock.now(), self._options.service_down_time)
+        good = columns.present & alive & ~columns.disabled & ~columns.forced_down & (columns.zone == code)
+        return bool(good.any())
+
+    async def knows(self, host: str | None, node: str | None) -> tuple[bool, bool]:
+        """Whether there is such a host, and whether there is such a node; None: no matter."""
+        columns = await self.view.current()
+        return host is None or host in columns.row_of, node is None or _has_node(columns, node)
 
     def forget(self) -> None:
-        """Something about the hosts has changed: read again before the next decision."""
-        self._read_at = 0
-        self._changes += 1
-
-    async def zones(self) -> dict[str, list[HostState]]:
-        """The hosts by availability zone."""
-        result: dict[str, list[HostState]] = {}
-        for state in await self._view(False):
-            result.setdefault(state.zone, []).append(state)
-        return result
-
-    def _is_stale(self) -> bool:
-        return abs(self._clock.now() - self._read_at) >= FRESH  # abs: clocks are set back, too
-
-    async def _view(self, refresh: bool) -> list[HostState]:
-        if refresh or self._is_stale():
-            now, changes = self._clock.now(), self._changes
-            found = await self._db.read(hosts.list_all)
-            providers = {provider.uuid: provider for provider in await self._placement.providers()}
-            self._states = [
-                HostState(
-                    host=host,
-                    provider=providers.get(host.compute_id) or _unknown(host),
-                    up=hosts.is_up(host, now, self._down_time),
-                    zone=host.availability_zone or self._default_zone,
-                )
-                for host in found
-            ]
-            self._read_at = now if changes == self._changes else 0
-        return self._states
+        """Something about the hosts has changed: look again before the next decision."""
+        self.view.forget()
 
 
-def _unknown(host: Host) -> ProviderSummary:
-    """For a host that placement does not know: nothing can be booked there."""
-    return ProviderSummary(
-        uuid=host.compute_id, name=host.hypervisor_hostname, generation=0, inventories={}, used={}
-    )
-
-
-async def _claimed(claim: Claim, state: HostState) -> bool:
-    """A provider that has gone since we looked is one more candidate that is lost."""
-    try:
-        return await claim(state.provider.uuid)
-    except NotFound:
-        return False
-
-
-def rank(request: ServerRequest, states: list[HostState], reasons: dict[str, str]) -> list[HostState]:
-    """The hosts that fit, the one with the most free memory first (Nova's RAMWeigher); the others'
-    reasons go into ``reasons``."""
-    forced = request.forced_host or request.forced_node
-    if forced:
-        states = [
-            state
-            for state in states
-            if request.forced_host in (None, "", state.host.host)
-            and request.forced_node in (None, "", state.host.hypervisor_hostname)
-        ]
-    good = []
-    for state in states:
-        for each in FORCED if forced else FILTERS:
-            reason = each(request, state)
-            if reason is not None:
-                reasons[state.host.host] = reason
-                break
-        else:
-            good.append(state)
-    good.sort(key=lambda state: -state.free("MEMORY_MB"))
-    return good
+def _has_node(columns: Columns, node: str) -> bool:
+    return any(columns.record(row).hypervisor_hostname == node for row in columns.row_of.values())

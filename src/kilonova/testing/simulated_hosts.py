@@ -45,10 +45,10 @@ def first_host(cloud: EmbeddedCloud) -> SimulatedHost:
 async def simulated_hosts(
     cloud: EmbeddedCloud, *names: str, memory_mb: int = 1_000_000
 ) -> AsyncIterator[list[SimulatedHost]]:
-    """Hosts that have registered; each has less memory than the one before, so that it is chosen later."""
+    """Hosts that have registered; each has less than the one before, so that it is chosen later."""
     made = []
     for number, name in enumerate(names):
-        made.append(await _add(cloud, name, memory_mb - 1000 * number))
+        made.append(await _add(cloud, name, number, memory_mb))
     periodic = Periodic(cloud.clock)
     for each in made:
         report = await each.driver.report()
@@ -68,7 +68,7 @@ async def _report_alive(cloud: EmbeddedCloud, report: HostReport) -> None:
             await cloud.register(report)
 
 
-async def _add(cloud: EmbeddedCloud, name: str, memory_mb: int) -> SimulatedHost:
+async def _add(cloud: EmbeddedCloud, name: str, number: int, memory_mb: int) -> SimulatedHost:
     async def plugged(vif: Vif) -> None:
         await cloud.network.port_up(vif.port_id, name)
 
@@ -78,9 +78,9 @@ async def _add(cloud: EmbeddedCloud, name: str, memory_mb: int) -> SimulatedHost
     if not kept.exists():
         kept.write_text(new_uuid())
     capacity = {
-        "VCPU": Inventory(total=1000),
-        "MEMORY_MB": Inventory(total=memory_mb),
-        "DISK_GB": Inventory(total=100_000),
+        "VCPU": Inventory(total=500 - 50 * number),
+        "MEMORY_MB": Inventory(total=memory_mb - 1000 * number),
+        "DISK_GB": Inventory(total=50_000 - 5_000 * number),
     }
     driver = FakeDriver(name, kept.read_text(), path, cloud.clock, capacity)
     plugger = NullPlugger(plugged)

@@ -61,7 +61,7 @@ async def test_the_fault_names_the_reason_of_each_host(several: tuple[Whole, lis
     fault = (await whole.shown(instance.uuid))["fault"]
     reasons = dict(line.split(": ", 1) for line in fault["details"].splitlines()[1:4])
     assert reasons == {
-        whole.host: "1000000 MiB of memory wanted, 2000 free",
+        whole.host: "1000000 MiB of memory wanted, 1488 free",
         BIG: "1000000 MiB of memory wanted, 5512 free",
         SMALL: "disabled (new disks)",
     }

@@ -18,7 +18,7 @@ from tests.unit.cli.conftest import Command, rows
 
 OPTIONS: dict[str, dict[str, object]] = {
     "DEFAULT": {"host": "h1"},
-    "fake": {"vcpus": 4, "memory_mb": 2_000_000, "disk_gb": 100},
+    "fake": {"vcpus": 1000, "memory_mb": 2_000_000, "disk_gb": 100_000},
 }
 
 
