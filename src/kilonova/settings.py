@@ -127,6 +127,11 @@ NATS = [
     cfg.StrOpt("ca_file", help="Who has signed the servers' certificates: gives TLS."),
     cfg.StrOpt("cert_file", help="Our certificate, where the servers want one."),
     cfg.StrOpt("key_file"),
+    cfg.StrOpt(
+        "users_file",
+        default="/etc/kilonova/nats-users.conf",
+        help="nats-server's users, which its configuration includes: `kilonova host add` writes it.",
+    ),
 ]
 UPGRADE_LEVELS = [cfg.StrOpt("compute", default="auto", help="The newest messages that agents are sent.")]
 CATALOG = [

@@ -1,4 +1,4 @@
-"""``kilonova host``: what an operator does to this compute host."""
+"""``kilonova host``: what an operator does to compute hosts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 
 import click
 
+from kilonova.cli.credentials import add, list_, remove
 from kilonova.cli.database import state_dir_option
 from kilonova.errors import KilonovaError
 
 
 @click.group()
 def host() -> None:
-    """This compute host."""
+    """Compute hosts: who may use the bus, and what is on this one."""
+
+
+for command in (add, list_, remove):
+    host.add_command(command)
 
 
 @host.command()
