@@ -228,3 +228,11 @@ async def test_unused_images_may_be_forgotten_at_any_time(rig: Rig) -> None:
     await rig.driver.power_off(guest.uuid)
     await rig.driver.start(guest, paused=True)
     assert await rig.driver.power_state(guest.uuid) == Power.PAUSED
+
+
+async def test_the_counters_of_the_processors_rise(rig: Rig) -> None:
+    first = await rig.driver.cpu_stats()
+    assert first["frequency"] > 0
+    second = await rig.driver.cpu_stats()
+    assert all(second[kind] >= first[kind] >= 0 for kind in ("user", "kernel", "idle", "iowait"))
+    assert sum(first.values()) > first["frequency"]
