@@ -82,7 +82,7 @@ async def index(call: Call) -> Response:
     wanted = call.queries(*names, several=several)
     uuids = [queries.one_uuid("uuid", text) for text in wanted.get("uuid", [])]
     group = _group(wanted, call.version)
-    asked = Demand(group=group, suffixes=("one provider",), resources=group.resources)
+    asked = Demand(group=group, suffixes=(), resources=group.resources)
     all_of, _ = await call.views.look(lambda tx: queries.check_names(tx, [group]))
     found = [
         node.found.provider

@@ -41,11 +41,12 @@ class Share:
 class Node:
     """One provider."""
 
-    __slots__ = ("_summary", "aggregates", "found", "parent", "root", "shares", "traits", "uuid")
+    __slots__ = ("_summary", "aggregates", "found", "parent", "root", "shares", "told", "traits", "uuid")
 
     def __init__(self, found: Summary) -> None:
         self.found = found
         self._summary: ProviderSummary | None = None
+        self.told: bytes | None = None  # what candidates say of it, once that has been asked for
         self.uuid, self.parent, self.root = found.provider.uuid, found.provider.parent, found.provider.root
         self.traits, self.aggregates = found.traits, found.aggregates
         self.shares = {name: Share(stock) for name, stock in found.stock.items()}

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from kilonova.services.placement.candidates.search import Effort, GaveUp, Picks, Search, Solution
+from kilonova.services.placement.candidates.search import Effort, GaveUp, Picks, Search, Solution, options
 from kilonova.services.placement.candidates.wanted import Demand, Wanted, demands
 from kilonova.services.placement.options import Options
 from kilonova.services.placement.view import SHARES, Node, Tree, View
@@ -35,7 +35,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def generate(
-    view: View, wanted: Wanted, options: Options, shuffle: Callable[[list[Tree]], None] = random.shuffle
+    view: View, wanted: Wanted, chosen: Options, shuffle: Callable[[list[Tree]], None] = random.shuffle
 ) -> Found:
     """As many candidates as are asked for and allowed.
 
@@ -44,15 +44,15 @@ def generate(
     """
     asked = demands(wanted)
     trees = [tree for tree in view.trees.values() if _has_root(tree, wanted)]
-    if options.randomize:
+    if chosen.randomize:
         shuffle(trees)
     effort = Effort()
     several = [_of_tree(view, wanted, asked, tree, effort) for tree in trees]
-    breadth = options.strategy == "breadth-first" or options.randomize
+    breadth = chosen.strategy == "breadth-first" or chosen.randomize
     every = _in_turn(several) if breadth else itertools.chain.from_iterable(several)
     if view.sharing or not wanted.mapped:
         every = _once(every, asked, wanted.mapped)
-    most = [each for each in (wanted.limit, options.most) if each is not None and each >= 0]
+    most = [each for each in (wanted.limit, chosen.most) if each is not None and each >= 0]
     found = list(itertools.islice(every, min(most, default=None)))
     if effort.is_over:
         log.warning("not all allocation candidates were looked at: too many tries in vain", found=len(found))
@@ -76,7 +76,10 @@ def _of_tree(
         for node in view.sharing
         if node.root != tree.root and not node.aggregates.isdisjoint(tree.aggregates)
     ]
-    search = Search(wanted, asked, view, tree, shared, effort.in_tree())
+    choices = options(asked, view, tree, shared)
+    if choices is None:
+        return
+    search = Search(wanted, asked, view, choices, effort.in_tree())
     solutions: list[Solution] = []
     try:
         for solution in search.solutions():
@@ -92,8 +95,8 @@ def _of_tree(
 
 def _arrangements(solution: Solution) -> Iterator[Solution]:
     """The solution itself, then those that exchange the providers of equal groups."""
-    if not solution:
-        yield ()
+    if all(len(picks) == 1 for picks in solution):
+        yield solution
         return
     for first in _orders(solution[0]):
         for others in _arrangements(solution[1:]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from kilonova.services.placement.candidates.wanted import Demand, Wanted, has_traits
+from kilonova.services.placement.candidates.wanted import Demand, Group, Wanted, has_traits
 from kilonova.services.placement.view import Node, Tree, View
 
 TREE_TRIES, ALL_TRIES = 20_000, 400_000
@@ -65,20 +65,42 @@ class Tries:
         self._effort.found()
 
 
+def options(
+    demands: Sequence[Demand], view: View, tree: Tree, shared: Sequence[Node]
+) -> list[list[Node]] | None:
+    """Who could serve each demand, were there no others; None as soon as nobody could.
+
+    ``shared``: providers of other trees that share with this one.
+    """
+    found: list[list[Node]] = []
+    for demand in demands:
+        if demand.resources:
+            name = demand.resources[0][0]
+            several: Sequence[Node] = tree.giving.get(name, ())
+            if shared:
+                several = [*several, *(node for node in shared if name in node.shares)]
+        else:
+            several = (*tree.nodes, *shared)
+        fit = [node for node in several if demand.served_by(node, view.nodes)]
+        if not fit:
+            return None
+        found.append(fit)
+    return found
+
+
 class Search:
-    """The solutions in one tree.  ``shared``: providers of other trees that share with it."""
+    """The solutions in one tree.  ``options``: of each demand."""
 
     def __init__(
         self,
         wanted: Wanted,
         demands: Sequence[Demand],
         view: View,
-        tree: Tree,
-        shared: Sequence[Node],
+        options: Sequence[list[Node]],
         tries: Tries,
     ) -> None:
         self._wanted, self._demands, self._view, self._tries = wanted, demands, view, tries
-        self._options = [self._options_of(each, tree, shared) for each in demands]
+        self._options = options
         self._loose = sum(each.loose for each in demands)
         numbers = range(len(demands))
         # what has the fewest options goes first: a dead end is seen early
@@ -91,17 +113,7 @@ class Search:
 
     def solutions(self) -> Iterator[Solution]:
         """All of them, each once.  Raises GaveUp."""
-        if all(self._options):
-            yield from self._fill(0)
-
-    def _options_of(self, demand: Demand, tree: Tree, shared: Sequence[Node]) -> list[Node]:
-        if demand.resources:
-            name = demand.resources[0][0]
-            several = [*tree.giving.get(name, ()), *(node for node in shared if name in node.shares)]
-        else:
-            several = [*tree.nodes, *shared]
-        nodes = self._view.nodes
-        return [node for node in several if demand.served_by(node, nodes)]
+        return self._fill(0)
 
     def _possible(self, subtree: int) -> frozenset[str]:
         """Who could be above all others of a ``same_subtree``."""
@@ -189,18 +201,18 @@ class Search:
     # ---- whether what is picked so far may stand ----
 
     def _may_stand(self, demand: Demand, at: int) -> bool:
-        if at + 1 == self._loose and not self._has_loose_traits(demand):
+        if at + 1 == self._loose and not self._has_loose_traits(demand.group):
             return False
         if not self._wanted.nested and not self._is_flat():
             return False
-        return all(self._near(subtree, ()) for subtree in demand.subtrees)
+        return not demand.subtrees or all(self._near(subtree, ()) for subtree in demand.subtrees)
 
-    def _has_loose_traits(self, demand: Demand) -> bool:
+    def _has_loose_traits(self, group: Group) -> bool:
         """Whether the providers of the group without a suffix have its traits together."""
-        picked = (self._picked[number] for number in self._order[: self._loose])
-        return has_traits(
-            frozenset().union(*(node.traits for picks in picked for node in picks)), demand.group
-        )
+        if not group.required and not group.any_of:
+            return True
+        nodes = (node for number in self._order[: self._loose] for node in self._picked[number])
+        return has_traits(frozenset().union(*(node.traits for node in nodes)), group)
 
     def _is_flat(self) -> bool:
         """Whether no two providers are of one tree."""

@@ -57,11 +57,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     suffixes: tuple[str, ...]
     resources: Amounts
     subtrees: tuple[int, ...] = ()  # the ``same_subtree`` that it is in
-
-    @property
-    def loose(self) -> bool:
-        """Of the group without a suffix, whose providers have the traits together."""
-        return self.suffixes == ("",)
+    loose: bool = False  # of the group without a suffix, whose providers have the traits together
 
     def served_by(self, node: Node, nodes: Mapping[str, Node]) -> bool:
         """Whether a provider could serve it, were there no others.  ``nodes``: all providers by uuid."""
@@ -74,10 +70,10 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
             return False
         if not self.loose and not has_traits(node.traits, group):
             return False
-        if group.in_tree is not None and (
-            group.in_tree not in nodes or nodes[group.in_tree].root != node.root
-        ):
-            return False
+        if group.in_tree is not None:
+            other = nodes.get(group.in_tree)
+            if other is None or other.root != node.root:
+                return False
         return not (group.member_of or group.not_member_of) or self._is_member(node, nodes)
 
     def _is_member(self, node: Node, nodes: Mapping[str, Node]) -> bool:
@@ -91,7 +87,9 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 def has_traits(traits: frozenset[str], group: Group) -> bool:
     """Whether all are there that are required, and one of each that may be any."""
-    return group.required <= traits and all(not each.isdisjoint(traits) for each in group.any_of)
+    if not group.required <= traits:
+        return False
+    return not group.any_of or all(not each.isdisjoint(traits) for each in group.any_of)
 
 
 def demands(wanted: Wanted) -> list[Demand]:
@@ -100,7 +98,9 @@ def demands(wanted: Wanted) -> list[Demand]:
     same: dict[tuple[Group, tuple[int, ...]], list[str]] = {}
     for group in wanted.groups:
         if not group.suffix:
-            loose += [Demand(group=group, suffixes=("",), resources=(each,)) for each in group.resources]
+            loose += [
+                Demand(group=group, suffixes=("",), resources=(each,), loose=True) for each in group.resources
+            ]
             continue
         subtrees = tuple(number for number, names in enumerate(wanted.same_subtree) if group.suffix in names)
         same.setdefault((msgspec.structs.replace(group, suffix="*"), subtrees), []).append(group.suffix)
