@@ -14,14 +14,14 @@ import msgspec
 from sqlalchemy import func, select
 
 from kilonova.clock import SystemClock
-from kilonova.db import instances, quotas
-from kilonova.db import placement as placement_db
+from kilonova.db import audit_facts, instances, quotas
 from kilonova.db.engine import Tx
 from kilonova.db.sqlite import SqliteDatabase
-from kilonova.db.tables import compute, network, placement
+from kilonova.db.tables import compute, network
 from kilonova.db.tables.journal import action_events, actions, signals
 from kilonova.model.instance import Instance
 from kilonova.model.states import Power, Vm
+from kilonova.resources import audit
 from kilonova.virt.fake.guests import GuestFile
 
 _POWER = {Vm.ACTIVE: Power.RUNNING, Vm.STOPPED: Power.SHUTDOWN}
@@ -58,23 +58,21 @@ def leaks(tx: Tx, guests: Mapping[str, int]) -> list[str]:
     ``guests``: what the hypervisor has, uuid -> power state (PREPARED: only its disks).
     """
     servers = living(tx)
-    result = [repr(each) for each in (*quotas.audit(tx), *placement_db.audit(tx))]
+    result = [repr(each) for each in quotas.audit(tx)]
+    result += [str(each) for each in audit.findings(audit_facts.of_top(tx), [audit_facts.of_cell(tx)])]
     result += [f"operation {row[0]} of {row[1]} is {row[2]}" for row in tx.all(_OPEN)]
     result += [f"signal {row[1]} {row[2]} of {row[0]} is left" for row in tx.all(_SIGNALS)]
     events = tx.scalar(select(func.count()).select_from(network.network_events))
     result += [f"{events} events were not delivered"] if events else []
-    claims: dict[str, dict[str, int]] = defaultdict(dict)
-    for consumer, resource, amount in tx.all(_CLAIMS):
-        claims[consumer][resource] = amount
     ports: dict[str, set[str]] = defaultdict(set)
     for port, device, host, status in tx.all(_PORTS):
         ports[device].add(port)
         if device in servers and (host, status) != (servers[device].host, "ACTIVE"):
             result.append(f"port {port} of {device} is {status} on '{host}'")
-    for kind, owners in (("a claim", claims), ("a port", ports), ("a guest", guests)):
+    for kind, owners in (("a port", ports), ("a guest", guests)):
         result += [f"{kind} of {uuid}, which is no server" for uuid in owners if uuid not in servers]
     for server in servers.values():
-        result += _of_server(server, claims, ports, guests)
+        result += _of_server(server, ports, guests)
     result += _counted_ports(tx)
     result += _unlogged(tx)
     return result
@@ -82,9 +80,6 @@ def leaks(tx: Tx, guests: Mapping[str, int]) -> list[str]:
 
 _OPEN = select(actions.c.id, actions.c.instance_uuid, actions.c.state).where(actions.c.open)
 _SIGNALS = select(signals.c.instance_uuid, signals.c.name, signals.c.tag)
-_CLAIMS = select(
-    placement.allocations.c.consumer, placement.allocations.c.resource_class, placement.allocations.c.amount
-)
 _PORTS = select(
     network.ports.c.id, network.ports.c.device_id, network.ports.c.host, network.ports.c.status
 ).where(network.ports.c.device_owner.like("compute:%"))
@@ -93,12 +88,7 @@ _ADDRESSES = select(network.port_addresses.c.address).where(
 )
 
 
-def _of_server(
-    server: Instance,
-    claims: Mapping[str, dict[str, int]],
-    ports: Mapping[str, set[str]],
-    guests: Mapping[str, int],
-) -> Iterator[str]:
+def _of_server(server: Instance, ports: Mapping[str, set[str]], guests: Mapping[str, int]) -> Iterator[str]:
     """What a server in rest has, against what it should have."""
     uuid = server.uuid
     if server.task_state is not None:
@@ -107,13 +97,11 @@ def _of_server(
     if known != ports.get(uuid, set()):
         yield f"server {uuid} knows the ports {known} and has {ports.get(uuid)}"
     if server.host is None:
-        kinds = (("a claim", claims), ("ports", ports), ("a guest", guests))
+        kinds = (("ports", ports), ("a guest", guests))
         yield from (f"server {uuid} is on no host and has {kind}" for kind, held in kinds if uuid in held)
         if server.vm_state in _POWER:
             yield f"server {uuid} is {server.vm_state} on no host"
         return
-    if claims.get(uuid) != server.flavor.resources():
-        yield f"server {uuid} has claimed {claims.get(uuid)}"
     wanted = _POWER.get(server.vm_state)
     if wanted is not None and (guests.get(uuid), server.power_state) != (wanted, wanted):
         yield f"server {uuid} is {server.vm_state}, its guest {guests.get(uuid)}, noted {server.power_state}"
