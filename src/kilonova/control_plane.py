@@ -42,6 +42,7 @@ from kilonova.services.network.first_start import first_start
 from kilonova.services.network.work import Options as NetworkOptions
 from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
+from kilonova.services.placement.options import Options as PlacementOptions
 from kilonova.settings import PORTS, Settings
 from kilonova.web.server import ByPort, HttpServer, bind
 
@@ -94,7 +95,7 @@ class ControlPlane:
         network = BuiltinNetwork(
             db, clock, new_uuid, options=NetworkOptions(bridge=settings.text("integration_bridge", "ovs"))
         )
-        placement = BuiltinPlacement(db, clock)
+        placement = BuiltinPlacement(db, clock, _placement_options(settings))
         scheduler = Scheduler(db, placement, clock, options_of(settings))
         runner = _runner(settings, db, clock, owner)
         journal = Journal(clock, runner)
@@ -196,6 +197,18 @@ def _identity(settings: Settings, db: Database, clock: Clock, keys: Path) -> Bui
         lifetime=settings.number("expiration", "token"),
         expired_window=settings.number("allow_expired_window", "token"),
         passwords=Passwords(clock, cost),
+    )
+
+
+def _placement_options(settings: Settings) -> PlacementOptions:
+    group = "placement"
+    breadth = settings.text("allocation_candidates_generation_strategy", group) == "breadth-first"
+    return PlacementOptions(
+        randomize=settings.flag("randomize_allocation_candidates", group),
+        most=settings.number("max_allocation_candidates", group),
+        strategy="breadth-first" if breadth else "depth-first",
+        nobodys_project=settings.text("incomplete_consumer_project_id", group),
+        nobodys_user=settings.text("incomplete_consumer_user_id", group),
     )
 
 

@@ -15,6 +15,9 @@ from kilonova.resources import host_conf
 from kilonova.scheduler.nova_conf import FILTER_SCHEDULER, METRICS, SCHEDULER
 
 
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
 def _name_template(text: str) -> str:
     instance_name(text, 1, "00000000-0000-4000-8000-000000000000")
     return text
@@ -175,6 +178,23 @@ PCI = [
     *host_conf.PCI,
     cfg.MultiStrOpt("alias", default=[], help="Devices by a name, as JSON: flavors ask for them by it."),
 ]
+PLACEMENT = [
+    cfg.BoolOpt("randomize_allocation_candidates", default=False, help="Others at each request."),
+    cfg.IntOpt(
+        "max_allocation_candidates",
+        default=10_000,
+        min=-1,
+        help="How many are made for one request at most; -1, which is Placement's default: any number.",
+    ),
+    cfg.StrOpt(
+        "allocation_candidates_generation_strategy",
+        default="depth-first",
+        choices=("depth-first", "breadth-first"),
+        help="All of one tree of providers before those of the next, or one of each in turn.",
+    ),
+    cfg.StrOpt("incomplete_consumer_project_id", default=NOBODY, help="For clients older than 1.8."),
+    cfg.StrOpt("incomplete_consumer_user_id", default=NOBODY, help="For clients older than 1.8."),
+]
 GROUPS = {
     None: DEFAULT,
     "compute": COMPUTE,
@@ -200,6 +220,7 @@ GROUPS = {
     "glance_store": GLANCE_STORE,
     "identity": IDENTITY,
     "token": TOKEN,
+    "placement": PLACEMENT,
 }
 
 PORTS = {
