@@ -121,7 +121,7 @@ class AgentProcess:
 
     async def _connected(self, progress: Progress) -> None:
         while not self.link.connected:
-            progress(f"the bus at {', '.join(self.link.options.servers)}")
+            progress(f"the bus at {self.link.options.shown}")
             try:
                 await self.link.wait(PATIENCE)
             except Unreachable as error:

@@ -121,7 +121,7 @@ class Controller(ControlPlane):
         """Take part: hear the hosts, and take up operations.  A bus that does not answer may come later."""
         progress("images")
         await self.image.recover()
-        progress(f"the bus at {', '.join(self.link.options.servers)}")
+        progress(f"the bus at {self.link.options.shown}")
         self.link.open()
         with contextlib.suppress(Unreachable):
             await self.link.wait(FIRST_WAIT)

@@ -20,7 +20,7 @@ from kilonova.model.wiring import NetworkDetails, PortDetails
 from kilonova.operations import power
 from kilonova.operations.cloud import Cloud
 from kilonova.registration import register
-from kilonova.rpc import versions
+from kilonova.rpc import subjects, versions
 from kilonova.rpc.desk import IMAGE_PIECE, Desk, Welcome
 from kilonova.rpc.messages import Observed
 from kilonova.services.image.builtin import BuiltinImage
@@ -69,6 +69,7 @@ class _HostDesk:
             log.error("an agent reports as another host", host=self._host, says=report.host)
             raise NotFound(f"You are the host '{self._host}' and none other.")
         versions.check_agent(report.host, report.version or versions.OLDEST)
+        subjects.checked_session(session)
         await register(self._cloud, report, session)
         return Welcome(version=versions.VERSION, now=self._cloud.clock.now())
 

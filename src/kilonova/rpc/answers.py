@@ -7,6 +7,7 @@ at a time.  Whoever waits hears a sign of life every two seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -145,7 +146,8 @@ class Answerer:
             log.info("an answer was lost with the bus; it will be asked for again")
         except KilonovaError as error:
             log.error("an answer cannot be sent", error=str(error))
-            await self._link.publish(reply, wire.fault(error))
+            with contextlib.suppress(Unreachable):
+                await self._link.publish(reply, wire.fault(error))
 
     async def _give_signs(self) -> None:
         while True:

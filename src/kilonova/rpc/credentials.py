@@ -20,7 +20,7 @@ Kind = Literal["agent", "controller"]
 
 # An agent may publish where it has been asked to answer: so often, and for so long.  Its signs of life come
 # every two seconds until the answer: these are fifteen minutes.  For what takes longer the asker hears
-# silence, asks again and joins what runs, with new answers allowed.  The server keeps each question that long.
+# silence, asks again and joins what runs, with new answers allowed.  The server remembers a question as long.
 RESPONSES = {"max": 500, "expires": "15m"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")

@@ -17,7 +17,7 @@ import structlog
 from kilonova.clock import SECOND, Clock
 from kilonova.errors import KilonovaError, Refused, TryAgain
 from kilonova.model.host import HostReport
-from kilonova.rpc import subjects, versions, wire
+from kilonova.rpc import subjects, wire
 from kilonova.rpc.answers import Answerer
 from kilonova.rpc.desk import Alive, Desk, Echo, Welcome
 from kilonova.rpc.host import HostAgent
@@ -134,7 +134,7 @@ class AgentOnBus:
     async def _say_hello(self) -> Welcome:
         pause = PAUSE
         while True:
-            report = msgspec.structs.replace(await self._serving.report(), version=versions.VERSION)
+            report = await self._serving.report()
             try:
                 welcome = await self._desk.hello(report, self._serving.session)
             except TryAgain as error:

@@ -14,7 +14,7 @@ from kilonova.errors import Invalid, KilonovaError
 from kilonova.model.host import HostReport
 from kilonova.model.instance import Instance
 from kilonova.model.wiring import NetworkDetails, PortDetails
-from kilonova.rpc import subjects, wire
+from kilonova.rpc import subjects, versions, wire
 from kilonova.rpc.answers import Answerer
 from kilonova.rpc.calls import Caller
 from kilonova.rpc.desk import Alive, Desk, DeskDirectory, Welcome
@@ -46,7 +46,8 @@ class NatsDesk:
         return await self._caller.call(subject, VERBS[verb], arguments, "The controller")
 
     async def hello(self, report: HostReport, session: str) -> Welcome:
-        found: Welcome = await self._call("hello", report=report, session=session)
+        told = msgspec.structs.replace(report, version=versions.VERSION)  # whoever has made it
+        found: Welcome = await self._call("hello", report=told, session=session)
         return found
 
     async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
@@ -108,16 +109,26 @@ class Ear:
         await self._answers.stop()
 
     def _heard(self, subject: str, data: bytes, reply: str) -> None:
-        verb = subject.rpartition(".")[2]
-        if verb != ALIVE:
-            self._answers.heard(subject, data, reply)
-            return
         try:
-            host, sign = self._host_of(subject), _alive.decode(data)
+            host = self._host_of(subject)
+            if subject.rpartition(".")[2] != ALIVE:
+                self._check_reply(host, reply)
+                self._answers.heard(subject, data, reply)
+                return
+            sign = _alive.decode(data)
+            subjects.checked_session(sign.session)
         except (KilonovaError, msgspec.DecodeError, ValueError) as error:
-            log.warning("a sign of life is malformed", subject=subject, error=str(error))
+            log.warning("a message is refused", subject=subject, error=str(error))
             return
         self._alive(host, sign)
+
+    def _check_reply(self, host: str, reply: str) -> None:
+        """We may speak where the one who asks may not: an answer goes to its own inbox only.
+
+        Raises Invalid.
+        """
+        if reply and not reply.startswith(f"{subjects.inbox(self._prefix, host)}."):
+            raise Invalid(f"The host '{host}' wants an answer sent to '{reply}', which is not its own.")
 
     def _host_of(self, subject: str) -> str:
         parts = subject.removeprefix(f"{self._prefix}.").split(".")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from kilonova.clock import Clock
-from kilonova.errors import Failed, Unreachable
+from kilonova.errors import Failed, Invalid, Unreachable
+from kilonova.rpc.credentials import public_of
 
 log = structlog.get_logger("kilonova.bus")
 
@@ -29,6 +32,9 @@ SILENCE = 5.0  # seconds that it may take to
 PAUSE = 0.5  # seconds before the first attempt to connect again; doubled up to
 LONGEST_PAUSE = 4.0
 NO_RESPONDERS = "503"
+TLS_BEGINS = (
+    "tls_required"  # the word in the server's greeting without which the client library speaks plainly
+)
 
 Handler = Callable[[str, bytes, str], None]
 """Called in the event loop with subject, data and where to answer.  No data: nobody listens there."""
@@ -43,6 +49,24 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+
+    @property
+    def shown(self) -> str:
+        """The servers, without what is between ``//`` and ``@``: for logs and users."""
+        return ", ".join(re.sub(r"//[^/]*@", "//", each) for each in self.servers)
+
+    def seed(self) -> str | None:
+        """Our key.  Raises Failed for a file that is not there or has none."""
+        if self.seed_file is None:
+            return None
+        try:
+            seed = self.seed_file.read_text().strip()
+            public_of(seed)
+        except OSError as error:
+            raise Failed(f"[nats]nkey_seed_file {self.seed_file}: {error.strerror}.") from error
+        except (Invalid, UnicodeDecodeError) as error:
+            raise Failed(f"[nats]nkey_seed_file {self.seed_file}: {error}") from error
+        return seed
 
     def tls(self) -> ssl.SSLContext | None:
         """Raises Failed for files that are not there or are none of that kind."""
@@ -87,6 +111,7 @@ class Link:
         self._renew = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._old: set[asyncio.Task[None]] = set()
+        self._why = "nobody answers"
 
     @property
     def connected(self) -> bool:
@@ -95,6 +120,7 @@ class Link:
     def open(self) -> None:
         """Raises Failed for TLS or key files that cannot be used."""
         self.options.tls()
+        self.options.seed()
         self._task = asyncio.create_task(self._keep(), name="bus")
 
     async def wait(self, seconds: float) -> None:
@@ -103,7 +129,7 @@ class Link:
             async with asyncio.timeout(seconds):
                 await self._up.wait()
         except TimeoutError:
-            raise Unreachable(f"No NATS server answers at {', '.join(self.options.servers)}.") from None
+            raise Unreachable(f"No connection to NATS at {self.options.shown}: {self._why}.") from None
 
     async def close(self) -> None:
         if self._task is not None:
@@ -154,50 +180,63 @@ class Link:
         while True:
             try:
                 client = await self._connect()
-            except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError) as error:
-                log.warning("no connection to NATS", servers=self.options.servers, error=repr(error))
+            except (nats.errors.Error, OSError, TimeoutError, Failed, Unreachable) as error:
+                self._why = _reason(error)
+                log.warning("no connection to NATS", servers=self.options.shown, error=self._why)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             pause = PAUSE
             self._client = client
             self._up.set()
-            log.info("connected to NATS", server=str(client.connected_url and client.connected_url.netloc))
+            log.info("connected to NATS", servers=self.options.shown)
             self._call(self.on_back)
             await self._watch(client)
             self._client = None
             self._up.clear()
             log.warning("the connection to NATS is lost")
             self._call(self.on_lost)
-            task = asyncio.create_task(self._leave(client))
-            self._old.add(task)
-            task.add_done_callback(self._old.discard)
+            self._leave_behind(client)
 
     async def _connect(self) -> Client:
-        client = Client()
-        seed = self.options.seed_file
+        client, errors = Client(), deque[Exception](maxlen=1)
+        try:
+            async with asyncio.timeout(SILENCE):
+                await self._greet(client, errors)
+                for subscribed in tuple(self._subscribed.values()):
+                    await self._attach(client, subscribed)
+                await client.flush(int(SILENCE))
+        except BaseException as error:
+            self._leave_behind(client)
+            if errors and isinstance(error, (nats.errors.NoServersError, TimeoutError)):
+                raise Unreachable(_reason(errors[-1])) from error  # which says more
+            raise
+        return client
+
+    async def _greet(self, client: Client, errors: deque[Exception]) -> None:
+        """``errors`` gets what the client library does not raise while it connects."""
 
         async def heard(error: Exception) -> None:
-            log.warning("NATS reports an error", error=repr(error))
+            errors.append(error)
+            if client.is_connected:
+                log.warning("NATS reports an error", error=_reason(error))
 
-        async with asyncio.timeout(SILENCE):
-            await client.connect(
-                list(self.options.servers),
-                name=self._name,
-                error_cb=heard,
-                allow_reconnect=False,
-                connect_timeout=int(SILENCE),
-                max_reconnect_attempts=1,
-                tls=self.options.tls(),
-                nkeys_seed=None if seed is None else str(seed),
-                inbox_prefix=self.inbox,
-                ping_interval=3600,
-                flusher_queue_size=8192,
-            )
-            for subscribed in tuple(self._subscribed.values()):
-                await self._attach(client, subscribed)
-            await client.flush(int(SILENCE))
-        return client
+        tls = self.options.tls()
+        await client.connect(
+            list(self.options.servers),
+            name=self._name,
+            error_cb=heard,
+            allow_reconnect=False,
+            connect_timeout=int(SILENCE),
+            max_reconnect_attempts=1,
+            tls=tls,
+            nkeys_seed_str=self.options.seed(),
+            inbox_prefix=self.inbox,
+            ping_interval=3600,
+            flusher_queue_size=8192,
+        )
+        if tls is not None and not client._server_info.get(TLS_BEGINS):
+            raise Failed("the server speaks without TLS, which [nats]ca_file asks for")
 
     async def _attach(self, client: Client, subscribed: _Subscribed) -> None:
         async def heard(message: Msg) -> None:
@@ -229,6 +268,11 @@ class Link:
             except (nats.errors.Error, OSError, TimeoutError):
                 return
 
+    def _leave_behind(self, client: Client) -> None:
+        task = asyncio.create_task(self._leave(client))
+        self._old.add(task)
+        task.add_done_callback(self._old.discard)
+
     async def _leave(self, client: Client) -> None:
         try:
             async with asyncio.timeout(SILENCE):
@@ -239,6 +283,16 @@ class Link:
     def _call(self, listeners: list[Callable[[], None]]) -> None:
         for each in tuple(listeners):
             each()
+
+
+def _reason(error: Exception) -> str:
+    """What a client library says, in words that tell an operator where to look."""
+    text = str(error).strip().removeprefix("nats: ").strip("'") or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not that of [nats]ca_file, or of another machine: {error.verify_message}"
+    if "Authorization Violation" in text:
+        return "it does not know our key (Authorization Violation); see `kilonova host list`"
+    return text
 
 
 async def _quietly(work: object) -> None:

@@ -16,6 +16,7 @@ from kilonova.errors import Invalid
 CONTROLLERS = "controllers"  # also the queue group in which they listen
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 
 
@@ -49,6 +50,13 @@ def _unescaped(part: str) -> str:
         bytes([int(piece, 16)]) if index % 2 else piece.encode() for index, piece in enumerate(pieces)
     )
     return octets.decode()
+
+
+def checked_session(session: str) -> str:
+    """Raises Invalid for what an agent cannot call one life of itself: it is a part of subjects as it is."""
+    if not _SESSION.fullmatch(session):
+        raise Invalid("The session of an agent is 1 to 64 letters, digits, '-' and '_'.")
+    return session
 
 
 def to_host(prefix: str, host: str, session: str, verb: str) -> str:
