@@ -312,7 +312,11 @@ _PROVIDERS = st.fixed_dictionaries(
             st.fixed_dictionaries({"name": st.text("abcäß: -#'\"{}", min_size=1, max_size=20)}),
         ),
         "inventories": st.fixed_dictionaries(
-            {"additional": st.dictionaries(_NAMES, _RECORDS, min_size=1, max_size=2).map(lambda found: [found])}
+            {
+                "additional": st.dictionaries(_NAMES, _RECORDS, min_size=1, max_size=2).map(
+                    lambda found: [found]
+                )
+            }
         ),
         "traits": st.fixed_dictionaries({"additional": st.lists(_NAMES, max_size=3)}),
     }
