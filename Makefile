@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE ?= /var/lib/kilonova/demo
 IMAGE := .demo/kn-guest.qcow2
 .DEFAULT_GOAL := help
-.PHONY: help install host client demo up down test check bench capabilities clean apt-base apt-run apt-test
+.PHONY: help install host fleet client demo up down test check bench capabilities clean apt-base apt-run apt-test
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,10 @@ help: ## list what can be made
 	$(BIN)/pip install -q -r requirements-host.lock
 	touch $@
 
+.venv/fleet: requirements-fleet.lock | .venv/base
+	$(BIN)/pip install -q -r requirements-fleet.lock
+	touch $@
+
 .venv/test: requirements-test.lock | .venv/base
 	$(BIN)/pip install -q -r requirements-test.lock
 	touch $@
@@ -35,7 +39,8 @@ apt-test:
 	tools/install-packages.sh tools/apt/run.txt tools/apt/test.txt
 
 install: apt-base .venv/base ## make .venv with the kilonova command (fake hypervisor)
-host: apt-run .venv/host ## add what real guests need: libvirt, os-vif
+host: apt-run .venv/host ## add what real guests and agents need: libvirt, os-vif, the client of NATS
+fleet: apt-base .venv/fleet ## add what a controller of many hosts needs: PostgreSQL's and NATS' clients
 client: install ## add the openstack client to .venv
 	$(BIN)/pip install -q -c requirements-test.lock python-openstackclient
 

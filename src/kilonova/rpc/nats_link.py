@@ -32,9 +32,7 @@ SILENCE = 5.0  # seconds that it may take to
 PAUSE = 0.5  # seconds before the first attempt to connect again; doubled up to
 LONGEST_PAUSE = 4.0
 NO_RESPONDERS = "503"
-TLS_BEGINS = (
-    "tls_required"  # the word in the server's greeting without which the client library speaks plainly
-)
+TLS_BEGINS = "tls_required"  # without it in the server's greeting the client library speaks plainly
 
 Handler = Callable[[str, bytes, str], None]
 """Called in the event loop with subject, data and where to answer.  No data: nobody listens there."""
