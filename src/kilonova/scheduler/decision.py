@@ -43,7 +43,7 @@ class Decider:
             hosts=len(question.columns),
             ranked=self._weighing.ranked(question, rows),
             counts=verdict.counts,
-            reasons=pipeline.reasons(question),
+            reasons=pipeline.reasons(question, verdict),
         )
 
 

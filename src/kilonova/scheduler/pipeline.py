@@ -69,12 +69,15 @@ class Pipeline:
             self._kept.popitem(last=False)
         return found
 
-    def reasons(self, question: Question, most: int | None = None) -> dict[str, str]:
-        """Host -> why not, for at most so many of the hosts that were refused, oldest first."""
+    def reasons(self, question: Question, verdict: Verdict, most: int | None = None) -> dict[str, str]:
+        """Host -> why not, for at most so many of the hosts that the verdict refused.
+
+        To be asked before the columns change.
+        """
         columns = question.columns
         before, found = _beginning(question), dict[int, str]()
         for each in self.filters:
-            if each.concerns(question) is None:
+            if each.name not in verdict.counts or each.concerns(question) is None:
                 continue
             after = before & each.passes(question, before)
             gone = np.flatnonzero(before & ~after)

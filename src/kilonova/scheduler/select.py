@@ -83,10 +83,11 @@ class Scheduler:
         while True:
             version, again = question.columns.version, False
             verdict, candidates = self._decider.decide(question)
+            reasons = self._decider.pipeline_for(question).reasons(question, verdict, NOTED)
             for candidate in candidates:
                 reason = await self._claimed(claim, candidate)
                 if reason is None:
-                    return self._selection(question, candidate, verdict.counts, lost)
+                    return _selection(candidate, verdict.counts, {**reasons, **lost})
                 lost[candidate.host] = reason
                 again = question.request.group is not None or question.columns.version != version
                 if again:
@@ -112,36 +113,21 @@ class Scheduler:
                 self.view.lost(candidate.compute_id, own)
         return reason
 
-    def _selection(
-        self, question: Question, candidate: Candidate, counts: dict[str, int], lost: dict[str, str]
-    ) -> Selection:
-        pipeline = self._decider.pipeline_for(question)
-        reasons = pipeline.reasons(question, NOTED) if counts else {}
-        return Selection(
-            host=candidate.host,
-            node=candidate.node,
-            compute_id=candidate.compute_id,
-            availability_zone=candidate.availability_zone,
-            allocations=candidate.allocations,
-            removed=counts,
-            reasons={**reasons, **lost},
-        )
-
     def _nobody(self, question: Question, lost: dict[str, str]) -> NoValidHost:
         request, columns = question.request, question.columns
         ignored = {name: why for name, why in request.ignored.items() if name not in lost}
         asked = dataclasses.replace(question, request=replace(request, ignored=ignored))
         pipeline = self._decider.pipeline_for(asked)
-        reasons = {**pipeline.reasons(asked, TOLD), **lost}
+        verdict = pipeline.run(asked)
+        reasons = {**pipeline.reasons(asked, verdict, TOLD), **lost}
         wanted = request.forced_host or request.forced_node
         if not reasons and wanted:
             reasons = {wanted: "there is no such host"}
-        counts = pipeline.run(asked).counts
         told = "No valid host was found." if reasons else "No valid host was found: there is none at all."
         if len(columns) > len(reasons) and len(columns) > TOLD:
-            removed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            told = f"No valid host was found: of {len(columns)} hosts were refused by {removed}."
-        return NoValidHost(told, reasons, counts)
+            removed = ", ".join(f"{name} {count}" for name, count in verdict.counts.items())
+            told = f"No valid host was found: {len(columns)} hosts were refused by {removed}."
+        return NoValidHost(told, reasons, verdict.counts)
 
     async def explain(self, request: ServerRequest) -> Explanation:
         """Where it would go and why not elsewhere; books nothing."""
@@ -183,6 +169,18 @@ class Scheduler:
     def forget(self) -> None:
         """Something about the hosts has changed: look again before the next decision."""
         self.view.forget()
+
+
+def _selection(candidate: Candidate, removed: dict[str, int], reasons: dict[str, str]) -> Selection:
+    return Selection(
+        host=candidate.host,
+        node=candidate.node,
+        compute_id=candidate.compute_id,
+        availability_zone=candidate.availability_zone,
+        allocations=candidate.allocations,
+        removed=removed,
+        reasons=reasons,
+    )
 
 
 def _has_node(columns: Columns, node: str) -> bool:

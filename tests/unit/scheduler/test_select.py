@@ -3,89 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kilonova.clock import SECOND
 from kilonova.db import hosts
 from kilonova.db import placement as bookings
-from kilonova.db.engine import Database
-from kilonova.db.schema import bring_up
-from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import NotFound, NoValidHost
-from kilonova.model.host import HostReport, Inventory
-from kilonova.scheduler.request import Selection, ServerRequest
-from kilonova.scheduler.select import Scheduler
-from kilonova.services.placement.builtin import BuiltinPlacement
-from kilonova.testing.clock import VirtualClock
+from kilonova.scheduler import select
+from kilonova.scheduler.options import default_options
+from kilonova.scheduler.select import GONE
 from tests.unit.scheduler.states import request
-
-FASTER = "another server was faster in taking what was free"
-
-
-@dataclass
-class Town:
-    """Hosts of eight vCPUs each, and a scheduler for them."""
-
-    db: Database
-    clock: VirtualClock
-    placement: BuiltinPlacement
-    scheduler: Scheduler
-    claims: list[str] = field(default_factory=list)
-    before_claim: Callable[[str], Any] | None = None
-
-    async def add(self, *names: str, memory: int = 4096, **more: Any) -> None:
-        for name in names:
-            stock = {"VCPU": Inventory(total=8), "MEMORY_MB": Inventory(total=memory)}
-            report = HostReport(
-                host=name,
-                compute_id=node(name),
-                hypervisor_hostname=f"{name}.example",
-                hypervisor_type="QEMU",
-                hypervisor_version=1,
-                host_ip="192.0.2.1",
-                inventories=stock,
-                **more,
-            )
-            await self.db.write(lambda tx, report=report: hosts.upsert(tx, report, self.clock.now()))
-            await self.placement.report(node(name), report.hypervisor_hostname, stock, ())
-
-    async def select(self, uuid: str, wanted: ServerRequest) -> Selection:
-        async def claim(provider: str) -> bool:
-            self.claims.append(provider.removeprefix("node-"))
-            if self.before_claim is not None:
-                await self.before_claim(provider)
-            return await self.placement.claim(uuid, {provider: wanted.resources}, "p1", "u1")
-
-        return await self.scheduler.select(wanted, claim)
-
-    async def boot(self, uuid: str, *, cpus: int = 8, **more: Any) -> Selection:
-        return await self.select(uuid, request(resources={"VCPU": cpus, "MEMORY_MB": 1}, **more))
-
-    async def reasons(self, uuid: str, **more: Any) -> dict[str, str]:
-        """Why nobody took it."""
-        with pytest.raises(NoValidHost) as caught:
-            await self.boot(uuid, **more)
-        return caught.value.reasons
-
-
-def node(name: str) -> str:
-    return f"node-{name}"
-
-
-@pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    clock = VirtualClock()
-    db = SqliteDatabase(tmp_path / "kilonova.db", clock)
-    await bring_up(db)
-    placement = BuiltinPlacement(db, clock)
-    scheduler = Scheduler(db, placement, clock, service_down_time=60, default_zone="nova")
-    yield Town(db, clock, placement, scheduler)
-    await db.close()
+from tests.unit.scheduler.town import FULL, Town, node
 
 
 async def test_the_best_host_is_booked(town: Town) -> None:
@@ -93,12 +22,9 @@ async def test_the_best_host_is_booked(town: Town) -> None:
     await town.add("big", "old")
     await town.db.write(lambda tx: hosts.set_disabled(tx, "old", True, "rust", town.clock.now()))
     found = await town.boot("u1")
-    assert found == Selection(
-        host="big",
-        node="big.example",
-        availability_zone="nova",
-        reasons={"old": "disabled (rust)"},
-    )
+    assert (found.host, found.node, found.compute_id) == ("big", "big.example", "node-big")
+    assert (found.availability_zone, found.reasons) == ("nova", {"old": "disabled (rust)"})
+    assert found.removed == {"ComputeFilter": 1}
     assert await town.placement.held("u1") == {"node-big": {"VCPU": 8, "MEMORY_MB": 1}}
 
 
@@ -107,30 +33,34 @@ async def test_when_nobody_has_room_each_host_has_its_reason(town: Town) -> None
     await town.boot("u1", requested_host="h1")
     town.scheduler.forget()
     await town.db.write(lambda tx: hosts.set_forced_down(tx, "h2", True, town.clock.now()))
-    assert await town.reasons("u2", tried={"h3": "no disk"}) == {
+    with pytest.raises(NoValidHost) as caught:
+        await town.boot("u2", tried={"h3": "no disk"})
+    assert caught.value.reasons == {
         "h1": "8 vCPUs wanted, 0 free",
         "h2": "forced down",
         "h3": "it failed there: no disk",
     }
+    assert caught.value.removed == {"RetryFilter": 1, "ComputeFilter": 1, "Capacity": 1}
     assert await town.placement.held("u2") == {}
 
 
 async def test_a_lost_claim_costs_the_next_candidate(town: Town) -> None:
     await town.add("h1", memory=9000)
     await town.add("h2")
-    await town.scheduler.zones()  # the view from here on
+    await town.seen()  # the view from here on
     await town.placement.claim("other", {node("h1"): {"VCPU": 1}}, "p1", "u1")
     found = await town.boot("u1")
-    assert (found.host, found.reasons) == ("h2", {"h1": FASTER})
+    assert (found.host, found.reasons) == ("h2", {"h1": FULL})
     assert town.claims == ["h1", "h2"]
 
 
 async def test_a_provider_that_is_gone_costs_the_next_candidate(town: Town) -> None:
     await town.add("h1", memory=9000)
     await town.add("h2")
-    await town.scheduler.zones()
+    await town.seen()
     await town.placement.remove(node("h1"))
-    assert (await town.boot("u1")).host == "h2"
+    found = await town.boot("u1")
+    assert (found.host, found.reasons) == ("h2", {"h1": GONE})
     town.scheduler.forget()
     assert (await town.reasons("u2"))["h1"] == "placement has no inventory of it"
 
@@ -150,53 +80,48 @@ async def test_a_second_look_is_taken_only_when_the_first_was_old(town: Town) ->
         await town.placement.claim("thief", {provider: {"VCPU": 1}}, "p1", "u1")
 
     town.before_claim = steal
-    assert await town.reasons("u1") == {"h1": FASTER}
+    assert await town.reasons("u1") == {"h1": FULL}
     assert town.claims == ["h1"]
+    # The theft is not known yet, but the host is doubtful: it is looked at again before the answer.
+    assert await town.reasons("u1") == {"h1": "8 vCPUs wanted, 7 free"}
     await town.placement.release("thief")
-    assert await town.reasons("u1") == {"h1": "8 vCPUs wanted, 7 free"}  # the view is from before the theft
-    assert town.claims == ["h1", "h1"]
+    town.before_claim = None
+    assert (await town.boot("u1")).host == "h1"
 
 
-async def test_the_view_is_kept_for_a_second(town: Town) -> None:
-    await town.add("h1")
-    assert list(await town.scheduler.zones()) == ["nova"]
+async def test_what_is_booked_here_is_known_at_once(town: Town) -> None:
+    await town.add("h1", memory=9000)
     await town.add("h2")
-    town.clock.advance(0.999)
-    assert len((await town.scheduler.zones())["nova"]) == 1
-    town.clock.advance(0.001)
-    assert len((await town.scheduler.zones())["nova"]) == 2
-    await town.add("h3")
-    town.scheduler.forget()
-    assert len((await town.scheduler.zones())["nova"]) == 3
+    assert (await town.boot("u1")).host == "h1"
+    looks = town.scheduler.view.looks
+    assert (await town.boot("u2")).host == "h2"
+    assert town.scheduler.view.looks == looks
+    assert town.claims == ["h1", "h2"]  # none was lost
 
 
-async def test_a_clock_that_is_set_back_does_not_freeze_the_view(town: Town) -> None:
+async def test_many_at_once_are_spread_without_losing_a_claim(town: Town) -> None:
+    await town.add("h1", "h2", "h3", "h4")
+    found = await asyncio.gather(*(town.boot(f"u{number}") for number in range(4)))
+    assert sorted(each.host for each in found) == ["h1", "h2", "h3", "h4"]
+    assert len(town.claims) == 4
+
+
+async def test_a_claim_that_is_broken_off_is_not_counted(town: Town) -> None:
     await town.add("h1")
-    await town.scheduler.zones()
-    await town.add("h2")
-    town.clock._now -= 3600 * SECOND
-    assert len((await town.scheduler.zones())["nova"]) == 2
+    started, goes_on = asyncio.Event(), asyncio.Event()
 
-
-async def test_a_change_during_a_look_is_not_lost(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    await town.add("h1")
-    looking, goes_on = asyncio.Event(), asyncio.Event()
-    providers = town.placement.providers
-
-    async def slow() -> Any:
-        found = await providers()
-        looking.set()
+    async def wait(provider: str) -> None:
+        started.set()
         await goes_on.wait()
-        return found
 
-    monkeypatch.setattr(town.placement, "providers", slow)
-    first = asyncio.create_task(town.scheduler.zones())
-    await looking.wait()
-    await town.add("h2")
-    town.scheduler.forget()
-    goes_on.set()
-    assert len((await first)["nova"]) == 1
-    assert len((await town.scheduler.zones())["nova"]) == 2
+    town.before_claim = wait
+    boot = asyncio.create_task(town.boot("u1"))
+    await started.wait()
+    boot.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await boot
+    town.before_claim = None
+    assert (await town.boot("u2")).host == "h1"
 
 
 async def test_without_hosts_it_says_so(town: Town) -> None:
@@ -216,7 +141,8 @@ async def test_explaining_books_nothing(town: Town) -> None:
     await town.add("h1", "h2")
     await town.boot("u1", requested_host="h1")
     told = await town.scheduler.explain(request(resources={"VCPU": 8}))
-    assert told == {"h1": "8 vCPUs wanted, 0 free", "h2": ""}
+    assert (told.hosts, told.counts, told.reasons) == (2, {"Capacity": 1}, {"h1": "8 vCPUs wanted, 0 free"})
+    assert [each.host for each in told.ranked] == ["h2"]
     assert await town.db.read(bookings.audit) == []
 
 
@@ -224,6 +150,20 @@ async def test_details_of_a_host_are_known_after_a_restart(town: Town) -> None:
     await town.add("h1", details={"datapath_type": "netdev"})
     assert await town.scheduler.details("h1") == {"datapath_type": "netdev"}
     assert await town.scheduler.details("h2") == {}
+
+
+async def test_which_zones_are_open_and_which_hosts_are_known(town: Town) -> None:
+    await town.add("h1", "h2")
+    assert await town.scheduler.zone_is_open("nova")
+    assert not await town.scheduler.zone_is_open("east")
+    assert await town.scheduler.knows("h1", "h2.example") == (True, True)
+    assert await town.scheduler.knows(None, "h3.example") == (True, False)
+    assert await town.scheduler.knows("h3", None) == (False, True)
+    for name in ("h1", "h2"):
+        assert await town.scheduler.zone_is_open("nova")
+        await town.db.write(lambda tx, name=name: hosts.set_disabled(tx, name, True, None, 1))
+        town.scheduler.forget()
+    assert not await town.scheduler.zone_is_open("nova")
 
 
 async def test_many_at_once_never_book_too_much(town: Town) -> None:
@@ -253,3 +193,38 @@ async def test_other_faults_of_a_claim_go_on(town: Town) -> None:
         await town.boot("u1")
     with pytest.raises(NotFound):
         await town.placement.claim("u1", {"nowhere": {"VCPU": 1}}, "p1", "u1")
+
+
+async def test_of_very_many_hosts_only_some_are_told(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "TOLD", 3)
+    monkeypatch.setattr(select, "NOTED", 2)
+    await town.add(*(f"h{number}" for number in range(5)))
+    await town.db.write(lambda tx: hosts.set_disabled(tx, "h1", True, None, 1))
+    with pytest.raises(NoValidHost) as caught:
+        await town.boot("u1", cpus=9)
+    assert (
+        str(caught.value) == "No valid host was found: 5 hosts were refused by ComputeFilter 1, Capacity 4."
+    )
+    assert list(caught.value.reasons) == ["h1", "h0", "h2"] or len(caught.value.reasons) == 3
+    assert caught.value.removed == {"ComputeFilter": 1, "Capacity": 4}
+    assert len((await town.boot("u1", requested_host="h0")).reasons) == 2
+
+
+async def test_the_best_are_chosen_among_by_chance(town: Town) -> None:
+    town.options = default_options(host_subset_size=3)
+    for number in range(5):
+        await town.add(f"h{number}", memory=9000 - 1000 * number)
+
+    async def first(seed: int, **more: Any) -> str:
+        scheduler = town.another(seed)
+        found = await town.select(request(uuid=f"s{seed}", resources={"MEMORY_MB": 1}), scheduler)
+        await town.placement.release(f"s{seed}")
+        return found.host
+
+    assert {await first(seed) for seed in range(30)} == {"h0", "h1", "h2"}
+    town.options = default_options(shuffle_best_same_weighed_hosts=True)
+    assert {await first(seed) for seed in range(5)} == {"h0"}
+    await town.add("h5", memory=9000)
+    assert {await first(seed) for seed in range(30)} == {"h0", "h5"}
+    town.options = default_options()
+    assert {await first(seed) for seed in range(5)} == {"h0"}
