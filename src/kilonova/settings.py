@@ -14,7 +14,6 @@ from kilonova.model.instance import instance_name
 from kilonova.resources import host_conf
 from kilonova.scheduler.nova_conf import FILTER_SCHEDULER, METRICS, SCHEDULER
 
-
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
