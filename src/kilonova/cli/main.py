@@ -21,6 +21,7 @@ class _Lazy(click.Group):
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",
         "explain": "kilonova.cli.explain:explain",
+        "doctor": "kilonova.cli.doctor:doctor",
         "operation": "kilonova.cli.operation:operation",
         "states": "kilonova.cli.states:states",
     }
