@@ -22,7 +22,7 @@ _t = instance_mappings
 
 
 class InstanceMapping(msgspec.Struct, frozen=True, kw_only=True):
-    """Moments in microseconds, by the top database's clock while it is pending."""
+    """Moments in microseconds; ``updated_at`` is by the top database's clock."""
 
     instance_uuid: str
     cell_uuid: str
@@ -65,8 +65,8 @@ QUEUE = Statement(
 DROP_PENDING = Statement(delete(_t).where(_t.c.instance_uuid == bindparam("of"), _t.c.state == PENDING))
 OVERDUE = Statement(
     select(*_columns)
-    .where(_t.c.state == PENDING, _t.c.created_at < db_now() - bindparam("age"))
-    .order_by(_t.c.created_at)
+    .where(_t.c.state == PENDING, _t.c.updated_at < db_now() - bindparam("age"))
+    .order_by(_t.c.updated_at)
     .limit(bindparam("page_size"))
 )
 _living = select(*_columns).where(_t.c.cell_uuid == bindparam("cell_uuid"), _t.c.queued_for_delete.is_(False))
@@ -91,7 +91,7 @@ def _from_row(row: Row) -> InstanceMapping:
     return InstanceMapping(**values)
 
 
-def of_instance(instance: Instance, cell_uuid: str, state: str, now: int) -> InstanceMapping:
+def of_instance(instance: Instance, cell_uuid: str, state: str, now: int | None) -> InstanceMapping:
     return InstanceMapping(
         instance_uuid=instance.uuid,
         cell_uuid=cell_uuid,
@@ -102,7 +102,8 @@ def of_instance(instance: Instance, cell_uuid: str, state: str, now: int) -> Ins
         flavor=instance.flavor,
         image=instance.image,
         availability_zone=instance.pinned_availability_zone,
-        created_at=now,
+        created_at=instance.created_at,
+        updated_at=now,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from sqlalchemy import BindParameter, and_, bindparam, delete, func, literal, or_, select, text, update
 
+from kilonova.db import instance_mappings
 from kilonova.db.engine import Row, Statement, Tx
 from kilonova.db.tables.compute import instances, quota_limits, quota_usages
 from kilonova.errors import OverQuota, TryAgain
@@ -262,9 +263,10 @@ class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def audit(tx: Tx) -> list[Mismatch]:
-    """Compare the counts with the servers there are; what is found is a fault of ours."""
+    """Compare the counts with the servers there are, those of other cells by their mappings; what is found
+    is a fault of ours."""
     held: dict[tuple[str, str], dict[str, int]] = {}
-    for project_id, user_id, flavor_text in tx.all(HELD):
+    for project_id, user_id, flavor_text in [*tx.all(HELD), *tx.all(instance_mappings.HELD)]:
         flavor = _flavor(flavor_text)
         for key in ((project_id, WHOLE), (project_id, user_id)):
             sums = held.setdefault(key, dict.fromkeys(COUNTED, 0))

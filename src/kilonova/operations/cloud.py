@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kilonova.clock import Clock
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import Database
 from kilonova.model.instance import Instance
 from kilonova.resources.claims import Claims
@@ -51,6 +52,11 @@ class Cloud:
     @property
     def top(self) -> Database:
         return self.db if self.cells is None else self.cells.top
+
+    @property
+    def own_cells(self) -> frozenset[str] | None:
+        """Where hosts for this cell's servers are; None: they are all there."""
+        return None if self.cells is None else frozenset({self.cell_uuid or FIRST_CELL})
 
     async def of_server(self, uuid: str) -> Cloud:
         """The cloud as it is in the cell of a server.  Raises Unreachable for a cell that is unknown here."""

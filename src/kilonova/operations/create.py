@@ -15,8 +15,9 @@ from kilonova.model.image import Image
 from kilonova.model.instance import ImageMeta, Instance
 from kilonova.model.states import GUARDS, Vm
 from kilonova.operations import create_checks as checks
+from kilonova.operations import create_in_cell
 from kilonova.operations.cloud import Cloud
-from kilonova.operations.create_steps import CREATE, CreateParams
+from kilonova.operations.create_steps import CREATE, CreateParams, request_for
 from kilonova.operations.requests import CreateServer
 from kilonova.resources.quota import fitting
 
@@ -78,16 +79,23 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     )
     public_key = facts.key.public_key if facts.key else None
 
-    def write(tx: Tx) -> list[Instance]:
-        number = _book(tx, context, facts.limits, flavor, request.min_count, min(count, most))
-        made = _instances(cloud, context, request, flavor, image, zone, public_key, number)
+    def servers(number: int) -> list[Instance]:
+        return _instances(cloud, context, request, flavor, image, zone, public_key, number)
+
+    def book(tx: Tx) -> list[Instance]:
+        return servers(_book(tx, context, facts.limits, flavor, request.min_count, min(count, most)))
+
+    def make(tx: Tx, cell: Cloud, made: list[Instance]) -> list[Instance]:
         made = [replace(instance, id=instances.insert(tx, instance)) for instance in made]
         for instance in made:
             known = {"instance": instance}
-            cloud.journal.submit(tx, context, CREATE, instance.uuid, "create", params, known)
+            cell.journal.submit(tx, context, CREATE, instance.uuid, "create", params, known)
         return made
 
-    return await cloud.db.write(write)
+    if cloud.cells is None:
+        return await cloud.db.write(lambda tx: make(tx, cloud, book(tx)))
+    asked = request_for(cloud, servers(1)[0], params)
+    return await create_in_cell.make(cloud.cells, await create_in_cell.chosen(cloud.cells, asked), book, make)
 
 
 def _most(request: CreateServer) -> int:

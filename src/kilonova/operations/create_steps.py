@@ -6,18 +6,22 @@ everything and leaves the server in ``error`` with a fault that explains.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from kilonova.db import hosts
 from kilonova.db.engine import Tx
 from kilonova.errors import HostFault
 from kilonova.journal.model import DONE, Done, Operation, Run, Step, StoredError, Wait
+from kilonova.model.instance import Instance
 from kilonova.model.port import RequestedNetwork
 from kilonova.model.states import Power, Task, Vm
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.placing import place, request_of
 from kilonova.operations.steps import agent_of, apply, command, fault_of, guest_of, host_of, instance_of
+from kilonova.scheduler.request import ServerRequest
 from kilonova.services.network.port import PortRequest
 
 VIF_PLUGGED = "network-vif-plugged"
@@ -35,21 +39,26 @@ class CreateParams(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[tuple[str, bytes], ...] = ()  # injected, up to 2.56
 
 
+def request_for(cloud: Cloud, instance: Instance, params: CreateParams, **more: Any) -> ServerRequest:
+    """What the scheduler is asked for a new server."""
+    return request_of(
+        cloud,
+        instance,
+        forced_host=params.forced_host,
+        forced_node=params.forced_node,
+        requested_host=params.requested_host,
+        requested_node=params.requested_node,
+        **more,
+    )
+
+
 async def _place(run: Run) -> Done:
     cloud: Cloud = run.cloud
     instance = await instance_of(run)
     if run.action.epoch > 1 or run.known.get("placing"):
         await cloud.claims.release_server(instance)  # what a former try may have claimed
     run.known["placing"] = True
-    request = request_of(
-        cloud,
-        instance,
-        forced_host=run.params.forced_host,
-        forced_node=run.params.forced_node,
-        requested_host=run.params.requested_host,
-        requested_node=run.params.requested_node,
-        tried=run.action.outputs.get("tried", {}),
-    )
+    request = request_for(cloud, instance, run.params, tried=run.action.outputs.get("tried", {}))
     selection = await place(cloud, instance, request)
     return Done(
         output={"host": selection.host, "rejected": selection.reasons, "removed": selection.removed},
@@ -65,9 +74,19 @@ async def _place(run: Run) -> Done:
 async def _unplace(run: Run) -> Done:
     cloud: Cloud = run.cloud
     instance = await instance_of(run)
-    await cloud.claims.release_server(instance)
+    await cloud.claims.release_server(instance, also=_failing_on(instance.host))
     nowhere = {"host": None, "node": None, "availability_zone": instance.pinned_availability_zone}
     return Done(changes={**nowhere, "task_state": Task.SCHEDULING})
+
+
+def _failing_on(host: str | None) -> Callable[[Tx], None]:
+    """Count a build that came to nothing against the host that had it, whatever the reason (BR-2, BR-3)."""
+
+    def count(tx: Tx) -> None:
+        if host is not None:
+            hosts.count_failed_build(tx, host)
+
+    return count
 
 
 async def _ports(run: Run) -> Done:
@@ -165,6 +184,7 @@ async def _resume(run: Run) -> Done:
     instance = await instance_of(run)
     assert instance.host is not None
     observed = await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
+    await _works(run.cloud, instance.host)
     changes: dict[str, Any] = {
         "observed": observed,
         "vm_state": Vm.ACTIVE,
@@ -173,6 +193,12 @@ async def _resume(run: Run) -> Done:
         "fault": None,
     }
     return Done(host=instance.host, changes=changes)
+
+
+async def _works(cloud: Cloud, host: str) -> None:
+    """A host that was seen to fail has made a server (BR-1); of others nothing need be written."""
+    if cloud.scheduler.failed_builds(host):
+        await cloud.top.write(lambda tx: hosts.forget_failed_builds(tx, host))
 
 
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:

@@ -6,10 +6,11 @@ has is taken away, step by step, until nothing is left.
 
 from __future__ import annotations
 
-from kilonova.db import instances, quotas
+from kilonova.db import instance_mappings, instances, quotas
 from kilonova.db.engine import Tx
 from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, StoredError
 from kilonova.model.context import RequestContext
+from kilonova.model.instance import Instance
 from kilonova.model.states import Task, Vm
 from kilonova.operations import guards
 from kilonova.operations.begin import found
@@ -39,6 +40,8 @@ async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str
         cloud.journal.submit(tx, context, DELETE, uuid, rule.action, NoParams())
 
     await cloud.db.write(write)
+    if cloud.cell_uuid is not None:
+        await cloud.top.write(lambda tx: instance_mappings.queue_for_delete(tx, uuid, True))
 
 
 async def _destroy(run: Run) -> Done:
@@ -76,20 +79,34 @@ async def _finish(run: Run) -> Done:
     instance = await instance_of(run)
     await cloud.claims.release_server(instance)
     now = cloud.clock.now()
+    elsewhere = cloud.cell_uuid is not None
+    if elsewhere:
+        await cloud.top.write(lambda tx: _give_back_once(tx, instance))
 
     def write(tx: Tx) -> None:
-        if instances.mark_deleted(tx, instance.uuid, now):
-            quotas.give_back(
-                tx,
-                instance.project_id,
-                instance.user_id,
-                instances=1,
-                cores=instance.flavor.vcpus,
-                ram=instance.flavor.memory_mb,
-            )
+        if instances.mark_deleted(tx, instance.uuid, now) and not elsewhere:
+            _give_back(tx, instance)
         cloud.journal.drop_signals(tx, instance.uuid)
 
     return Done(write=write)
+
+
+def _give_back(tx: Tx, instance: Instance) -> None:
+    flavor = instance.flavor
+    quotas.give_back(
+        tx,
+        instance.project_id,
+        instance.user_id,
+        instances=1,
+        cores=flavor.vcpus,
+        ram=flavor.memory_mb,
+    )
+
+
+def _give_back_once(tx: Tx, instance: Instance) -> None:
+    """The quota is in another database than the server: its mapping says whether it was given back."""
+    if instance_mappings.mark_gone(tx, instance.uuid):
+        _give_back(tx, instance)
 
 
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:

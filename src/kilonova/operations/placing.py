@@ -38,7 +38,7 @@ def request_of(cloud: Cloud, instance: Instance, **more: Any) -> ServerRequest:
         image_properties=properties,
         extra_specs=instance.flavor.extra_specs,
         hints=instance.hints,
-        **{"availability_zone": instance.pinned_availability_zone, **more},
+        **{"availability_zone": instance.pinned_availability_zone, "cells": cloud.own_cells, **more},
     )
 
 

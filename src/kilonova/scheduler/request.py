@@ -26,8 +26,9 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``forced_*`` (zone:host:node) skip the filters, ``requested_*`` (2.74) do not; ``tried`` has the hosts
     that failed in earlier rounds, with the reason; ``ignored`` those that will not do, for the reason given
-    (the host that is being evacuated, say).  ``group`` and ``hosts_of`` (server -> host, of the servers that
-    the hints name) are what the database knew when the request was made.
+    (the host that is being evacuated, say).  ``cells``: only hosts of these (uuids) will do; None: of any.
+    ``group`` and ``hosts_of`` (server -> host, of the servers that the hints name) are what the database knew
+    when the request was made.
     """
 
     uuid: str
@@ -47,6 +48,7 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     hosts_of: dict[str, str] = {}
     tried: dict[str, str] = {}
     ignored: dict[str, str] = {}
+    cells: frozenset[str] | None = None
 
     @property
     def forced(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from kilonova.clock import Clock
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import Database
 from kilonova.errors import NotFound, NoValidHost
 from kilonova.scheduler import trees
@@ -129,6 +130,16 @@ class Scheduler:
             told = f"No valid host was found: {len(columns)} hosts were refused by {removed}."
         return NoValidHost(told, reasons, verdict.counts)
 
+    async def cell_for(self, request: ServerRequest) -> str | None:
+        """The cell (uuid) of the host where it would go; None: nowhere.  Books nothing."""
+        question = await self._question(request, False)
+        _, candidates = self._decider.decide(question)
+        best = next(candidates, None)
+        if best is None:
+            return None
+        columns = question.columns
+        return columns.record(columns.row_of[best.host]).cell_uuid or FIRST_CELL
+
     async def explain(self, request: ServerRequest) -> Explanation:
         """Where it would go and why not elsewhere; books nothing."""
         return self._decider.explain(await self._question(request, True))
@@ -165,6 +176,12 @@ class Scheduler:
         """Whether there is such a host, and whether there is such a node; None: no matter."""
         columns = await self.view.current()
         return host is None or host in columns.row_of, node is None or _has_node(columns, node)
+
+    def failed_builds(self, host: str) -> int:
+        """How many builds in a row have failed there, as far as the last look told."""
+        columns = self.view.columns
+        row = columns.row_of.get(host)
+        return 0 if row is None else int(columns.failed_builds[row])
 
     def forget(self) -> None:
         """Something about the hosts has changed: look again before the next decision."""

@@ -73,7 +73,7 @@ class Celled(SmallCloud):
         self.clock.advance(1)
         await self.dbs[number].raw.write(lambda tx: instances.insert(tx, instance))
         if number:
-            mapping = instance_mappings.of_instance(instance, self.uuids[number], MADE, instance.created_at)
+            mapping = instance_mappings.of_instance(instance, self.uuids[number], MADE, None)
             await self.db.write(lambda tx: instance_mappings.insert(tx, mapping))
         return instance
 

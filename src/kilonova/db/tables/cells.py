@@ -36,7 +36,7 @@ instance_mappings = Table(
     number("updated_at", nullable=True),
     Index("instance_mappings_by_project", "project_id", "cell_uuid", "created_at"),
     Index("instance_mappings_by_cell", "cell_uuid", "queued_for_delete", "created_at"),
-    Index("instance_mappings_by_state", "state", "created_at"),
+    Index("instance_mappings_by_state", "state", "updated_at"),
 )
 
 migrations = Table(

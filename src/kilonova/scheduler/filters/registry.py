@@ -45,6 +45,7 @@ FIRST: tuple[Filter, ...] = (
     service.RETRY,
     service.IGNORED,
     service.REQUESTED,
+    service.CELL,
     service.ZONE,
     provision.TRAITS,
     provision.ISOLATED_AGGREGATES,
@@ -57,6 +58,7 @@ host is disabled says more than that it is full as well."""
 FORCED: tuple[Filter, ...] = (
     service.RETRY,
     service.IGNORED,
+    service.CELL,
     service.COMPUTE,
     provision.PLACEMENT,
     provision.CAPACITY,

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.scheduler.columns import Mask
 from kilonova.scheduler.question import Filter, Question, always
 
@@ -35,6 +36,22 @@ IGNORED = Filter(
     concerns=lambda question: tuple(question.request.ignored) or None,
     passes=lambda question, among: _all_but(question, question.request.ignored),
     why=lambda question, row: question.request.ignored[_host(question, row)],
+)
+
+
+def _in_cells(question: Question, among: Mask) -> Mask:
+    mask, columns, cells = np.zeros(question.columns.room, np.bool_), question.columns, question.request.cells
+    for row in columns.row_of.values():
+        mask[row] = cells is None or (columns.record(row).cell_uuid or FIRST_CELL) in cells
+    return mask
+
+
+CELL = Filter(
+    "Cell",
+    concerns=lambda question: question.request.cells,
+    passes=_in_cells,
+    why=lambda question, row: "it is in another cell, and servers stay in theirs",
+    fixed=True,
 )
 
 
