@@ -117,9 +117,12 @@ class Claims:
         """Give back all that the consumer holds, whatever it is."""
         await self._placement.release(consumer, also=_dropping(consumer))
 
-    async def release_server(self, instance: Instance) -> None:
-        """Give back what a server holds: an ordinary one costs nothing more than its allocations."""
-        also = _dropping(instance.uuid) if is_special(instance) else None
+    async def release_server(self, instance: Instance, *, also: Also | None = None) -> None:
+        """Give back what a server holds: an ordinary one costs nothing more than its allocations.
+
+        ``also`` runs in the same transaction.
+        """
+        also = _dropping(instance.uuid, also) if is_special(instance) else also
         await self._placement.release(instance.uuid, also=also)
 
     async def of(self, instance: Instance) -> Claim | None:
@@ -171,9 +174,11 @@ class Claims:
         return Wanted(numa=_with_pages(wanted, before), limits=wanted.limits)
 
 
-def _dropping(consumer: str) -> Also:
+def _dropping(consumer: str, also: Also | None = None) -> Also:
     def drop(tx: Tx) -> None:
         host_resources.drop(tx, consumer)
+        if also is not None:
+            also(tx)
 
     return drop
 
