@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import bindparam, delete, func, literal, select, update
 
 from kilonova.db import epochs, hosts
-from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
+from kilonova.db.engine import Row, Statement, Tx, insert_into
 from kilonova.db.tables.compute import aggregate_hosts, aggregates, instances
 from kilonova.db.tables.compute import hosts as hosts_table
 from kilonova.errors import Conflict, Invalid, NotFound, Refused
@@ -70,7 +70,7 @@ HAS_SERVERS = Statement(
 SET_ZONE = Statement(
     update(hosts_table)
     .where(hosts_table.c.host == bindparam("of"))
-    .values(availability_zone=bindparam("new_zone"), changed_at=db_now())
+    .values(availability_zone=bindparam("new_zone"), **hosts.CHANGED)
 )
 COUNT_MEMBERS = Statement(
     select(func.count()).select_from(aggregate_hosts).where(_m.aggregate_id == bindparam("of"))

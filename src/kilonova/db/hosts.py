@@ -34,9 +34,15 @@ _REPORTED = (
     "version",
     "metrics",
 )
+CHANGED: dict[str, Any] = {"changed_at": db_now(), "revision": _t.c.revision + 1}
+"""What every change sets that a view in memory must hear of."""
+
 INSERT = Statement(
     insert(_t)
-    .values({name: bindparam(name) for name in _names if name != "id"} | {"changed_at": db_now()})
+    .values(
+        {name: bindparam(name) for name in _names if name != "id"}
+        | {"changed_at": db_now(), "revision": db_now()}
+    )
     .returning(_t.c.id)
 )
 ALL = Statement(select(*_columns).order_by(_t.c.id))
@@ -56,7 +62,7 @@ REPORT = Statement(
         last_seen_at=bindparam("now"),
         report_count=_t.c.report_count + 1,
         updated_at=bindparam("now"),
-        changed_at=db_now(),
+        **CHANGED,
     )
 )
 HEARTBEAT_CLAUSE = (
@@ -74,23 +80,19 @@ DISABLE = Statement(
         disabled=bindparam("new"),
         disabled_reason=bindparam("reason"),
         updated_at=bindparam("now"),
-        changed_at=db_now(),
+        **CHANGED,
     )
 )
 FORCE_DOWN = Statement(
     update(_t)
     .where(_t.c.host == bindparam("of"))
-    .values(forced_down=bindparam("new"), updated_at=bindparam("now"), changed_at=db_now())
+    .values(forced_down=bindparam("new"), updated_at=bindparam("now"), **CHANGED)
 )
 COUNT_FAILED_BUILD = Statement(
-    update(_t)
-    .where(_t.c.host == bindparam("of"))
-    .values(failed_builds=_t.c.failed_builds + 1, changed_at=db_now())
+    update(_t).where(_t.c.host == bindparam("of")).values(failed_builds=_t.c.failed_builds + 1, **CHANGED)
 )
 FORGET_FAILED_BUILDS = Statement(
-    update(_t)
-    .where(_t.c.host == bindparam("of"), _t.c.failed_builds > 0)
-    .values(failed_builds=0, changed_at=db_now())
+    update(_t).where(_t.c.host == bindparam("of"), _t.c.failed_builds > 0).values(failed_builds=0, **CHANGED)
 )
 DELETE = Statement(delete(_t).where(_t.c.host == bindparam("host")))
 COUNT = Statement(select(func.count()).select_from(_t))

@@ -6,7 +6,7 @@ costs what has happened, not what there is.  Of what is gone no row tells: ``kil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import BindParameter, bindparam, case, distinct, func, literal_column, select
@@ -14,7 +14,7 @@ from sqlalchemy import BindParameter, bindparam, case, distinct, func, literal_c
 from kilonova.clock import SECOND
 from kilonova.db import aggregates, epochs, hosts, placement_view
 from kilonova.db.aggregates import Aggregate
-from kilonova.db.engine import Statement, Tx, db_now
+from kilonova.db.engine import Row, Statement, Tx, db_now
 from kilonova.db.placement_view import Summary
 from kilonova.db.tables.compute import hosts as hosts_table
 from kilonova.db.tables.compute import instances
@@ -28,20 +28,20 @@ OVERLAP = 10 * SECOND
 HEAVY = (Task.RESIZE_MIGRATING, Task.REBUILDING, Task.RESIZE_PREP, Task.IMAGE_SNAPSHOT, Task.IMAGE_BACKUP)
 """Tasks that keep a host's disks busy, beside ``rescuing``, ``unshelving`` and building (inventory ST-4)."""
 
+_host_columns = [hosts_table.c[name] for name in Host.__struct_fields__]
 _h, _p, _i, _a = hosts_table.c, resource_providers.c, instances.c, allocations.c
 _since: BindParameter[int] = bindparam("since")
 
 NOW = Statement(select(db_now()))
-CHANGED_HOSTS = Statement(select(_h.compute_id).where(_h.changed_at >= _since))
+CHANGED_HOSTS = Statement(select(_h.compute_id, _h.revision).where(_h.changed_at >= _since))
 CHANGED_PROVIDERS = Statement(select(_p.uuid, _p.revision).where(_p.changed_at >= _since))
 HEARD = Statement(select(_h.compute_id, _h.last_seen_at))
 HOST_IDS = Statement(select(_h.compute_id))
 PROVIDER_IDS = Statement(select(_p.uuid))
 _CHUNK = placement_view.CHUNK
 _ids: list[BindParameter[str]] = [bindparam(f"u{number}") for number in range(_CHUNK)]
-SOME_HOSTS = Statement(
-    select(*(_h[name] for name in Host.__struct_fields__)).where(_h.compute_id.in_(_ids)).order_by(_h.id)
-)
+SOME_HOSTS = Statement(select(_h.revision, *_host_columns).where(_h.compute_id.in_(_ids)).order_by(_h.id))
+ALL_HOSTS = Statement(select(_h.revision, *_host_columns).order_by(_h.id))
 _consumers = select(_a.provider, func.count(distinct(_a.consumer))).group_by(_a.provider)
 CONSUMERS = Statement(_consumers)
 SOME_CONSUMERS = Statement(_consumers.where(_a.provider.in_(_ids)))
@@ -77,14 +77,15 @@ Epochs = dict[str, int]
 class HostNews(msgspec.Struct, frozen=True, kw_only=True):
     """What a look at a cell's database has told.
 
-    ``hosts`` are those that are new or changed; ``ids`` are those of all that there are, if some have gone;
-    ``heard`` is when each was last heard of, if that was asked for; ``heavy``: host -> operations that keep
-    its disks busy.
+    ``hosts`` are those that are new or changed, with their ``revisions`` by compute id; ``ids`` are those of
+    all that there are, if some have gone; ``heard`` is when each was last heard of, if that was asked for;
+    ``heavy``: host -> operations that keep its disks busy.
     """
 
     now: int
     epochs: Epochs
     hosts: Sequence[Host]
+    revisions: Mapping[str, int]
     heavy: Mapping[str, int]
     ids: frozenset[str] | None = None
     heard: Mapping[str, int] | None = None
@@ -103,29 +104,46 @@ class ProviderNews(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def all_hosts(tx: Tx) -> HostNews:
-    found = hosts.list_all(tx)
-    ids = frozenset(host.compute_id for host in found)
+    found, revisions = _read_hosts(tx.all(ALL_HOSTS))
     return HostNews(
-        now=_now(tx), epochs=epochs.read(tx), hosts=found, heavy=_heavy_operations(tx), ids=ids, heard={}
+        now=_now(tx),
+        epochs=epochs.read(tx),
+        hosts=found,
+        revisions=revisions,
+        heavy=_heavy_operations(tx),
+        ids=frozenset(revisions),
+        heard={},
     )
 
 
-def changed_hosts(tx: Tx, old: HostNews, *, heard: bool) -> HostNews:
-    """What has changed since an earlier look; everything when the clock was set back since, so that nobody
-    knows."""
+def changed_hosts(tx: Tx, old: HostNews, *, known: Mapping[str, int], heard: bool) -> HostNews:
+    """What has changed since an earlier look, when the hosts had the revisions ``known``; everything when the
+    clock was set back since, so that nobody knows."""
     now = _now(tx)
     if now < old.now:
         return all_hosts(tx)
     new = epochs.read(tx)
-    others = [row[0] for row in tx.all(CHANGED_HOSTS, since=old.now - OVERLAP)]
+    rows = tx.all(CHANGED_HOSTS, since=old.now - OVERLAP)
+    others = [compute_id for compute_id, revision in rows if known.get(compute_id) != revision]
+    found, revisions = _read_hosts(_in_chunks(tx, SOME_HOSTS, others))
     return HostNews(
         now=now,
         epochs=new,
-        hosts=some_hosts(tx, others),
+        hosts=found,
+        revisions=revisions,
         heavy=_heavy_operations(tx),
         ids=_ids_of(tx, HOST_IDS) if _moved(old.epochs, new, epochs.HOSTS) else None,
         heard={row[0]: row[1] for row in tx.all(HEARD)} if heard else None,
     )
+
+
+def _read_hosts(rows: Iterable[Row]) -> tuple[list[Host], dict[str, int]]:
+    found, revisions = [], {}
+    for revision, *values in rows:
+        host = hosts.from_row(tuple(values))
+        found.append(host)
+        revisions[host.compute_id] = int(revision)
+    return found, revisions
 
 
 def all_providers(tx: Tx) -> ProviderNews:
@@ -173,8 +191,8 @@ def _ids_of(tx: Tx, statement: Statement) -> frozenset[str]:
     return frozenset(row[0] for row in tx.all(statement))
 
 
-def _in_chunks(tx: Tx, statement: Statement, names: Collection[str]) -> list[tuple[object, ...]]:
-    found: list[tuple[object, ...]] = []
+def _in_chunks(tx: Tx, statement: Statement, names: Collection[str]) -> list[Row]:
+    found: list[Row] = []
     wanted = sorted(names)
     for start in range(0, len(wanted), _CHUNK):
         chunk = wanted[start : start + _CHUNK]
@@ -183,13 +201,9 @@ def _in_chunks(tx: Tx, statement: Statement, names: Collection[str]) -> list[tup
     return found
 
 
-def some_hosts(tx: Tx, compute_ids: Collection[str]) -> list[Host]:
-    return [hosts.from_row(row) for row in _in_chunks(tx, SOME_HOSTS, compute_ids)]
-
-
 def _counts(tx: Tx, providers: Collection[str] | None) -> dict[str, int]:
     rows = tx.all(CONSUMERS) if providers is None else _in_chunks(tx, SOME_CONSUMERS, providers)
-    return {str(provider): int(str(count)) for provider, count in rows}
+    return {provider: int(count) for provider, count in rows}
 
 
 def _heavy_operations(tx: Tx) -> dict[str, int]:
@@ -199,7 +213,7 @@ def _heavy_operations(tx: Tx) -> dict[str, int]:
 
 def hosts_of(tx: Tx, servers: Collection[str]) -> dict[str, str]:
     """Server -> its host; of those that live and have one."""
-    return {str(server): str(host) for server, host in _in_chunks(tx, HOSTS_OF, servers) if host is not None}
+    return {server: host for server, host in _in_chunks(tx, HOSTS_OF, servers) if host is not None}
 
 
 def images_by_host(tx: Tx) -> list[tuple[str, str, int]]:

@@ -46,7 +46,8 @@ class HostView:
         self.elsewhere: frozenset[str] = frozenset()
         self._host_news: HostNews | None = None
         self._provider_news: ProviderNews | None = None
-        self._revisions: dict[str, int] = {}
+        self._host_revisions: dict[str, int] = {}
+        self._revisions: dict[str, int] = {}  # of providers
         self._doubtful: set[str] = set()
         self._others: dict[str, tuple[Summary, Provision]] = {}  # providers that are no hosts
 
@@ -76,7 +77,7 @@ class HostView:
         def look_at_hosts(tx: Tx) -> HostNews:
             if self._host_news is None:
                 return scheduling.all_hosts(tx)
-            return scheduling.changed_hosts(tx, self._host_news, heard=heard)
+            return scheduling.changed_hosts(tx, self._host_news, known=self._host_revisions, heard=heard)
 
         def look_at_providers(tx: Tx) -> ProviderNews:
             if self._provider_news is None:
@@ -107,6 +108,8 @@ class HostView:
         if news.ids is not None:
             for compute_id in columns.row_of_provider.keys() - news.ids:
                 columns.drop(columns.row_of_provider[compute_id])
+                self._host_revisions.pop(compute_id, None)
+        self._host_revisions.update(news.revisions)
         for host in news.hosts:
             row = columns.put_host(host)
             early = self._others.pop(host.compute_id, None)

@@ -87,8 +87,9 @@ hosts = Table(
     text("version"),
     json_text("metrics"),
     number("failed_builds"),
-    # by the database's clock: when anything but a heartbeat was written, for views in memory
+    # by the database's clock, when anything but a heartbeat was written, and how often: for views in memory
     number("changed_at"),
+    number("revision"),
     Index("hosts_by_change", "changed_at"),
 )
 
