@@ -79,6 +79,7 @@ class _Host:
 class Simulation:
     """``assemble``, ``start`` and ``stop``."""
 
+    name: str
     settings: Settings
     plan: Plan
     state: StateDir
@@ -101,6 +102,7 @@ class Simulation:
         me = f"simulation-{uuid.uuid4().hex}"
         link = Link(options, clock, me, subjects.inbox(options.prefix, me))
         return cls(
+            name=me,
             settings=settings,
             plan=plan,
             state=state,
@@ -121,7 +123,7 @@ class Simulation:
                 await self.link.wait(10)
             except Unreachable as error:
                 log.warning("the bus does not answer yet", error=str(error))
-        await self.caller.open("calls")
+        await self.caller.open(self.name, subjects.inbox_of_any(self.link.options.prefix))
         turns, done = asyncio.Semaphore(AT_ONCE), 0
 
         async def one(name: str) -> None:
@@ -162,7 +164,8 @@ class Simulation:
 
     def _make(self, name: str) -> _Host:
         settings = self.settings
-        desk = NatsDesk(self.caller, self.link.options.prefix, name)
+        prefix = self.link.options.prefix
+        desk = NatsDesk(self.caller.behind(subjects.inbox(prefix, name)), prefix, name)
         hardware = hardware_from(settings)
         capacity = {
             "VCPU": Inventory(total=settings.number("vcpus", "fake")),

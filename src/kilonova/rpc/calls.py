@@ -7,6 +7,7 @@ long, only for saying nothing.
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
 import structlog
@@ -44,15 +45,26 @@ class Caller:
         self._silence = int(silence * SECOND)
         self._waiting: dict[str, _Waiting] = {}
         self._numbers = iter(range(1, 1 << 62))
+        self._me = ""
         self._inbox = ""
         self._watch: asyncio.Task[None] | None = None
 
-    async def open(self, me: str) -> None:
-        """``me`` tells our answers from those to others behind the same inbox."""
-        self._inbox = f"{self._link.inbox}.{me}"
+    async def open(self, me: str, inboxes: str = "") -> None:
+        """``me`` tells our answers from those to others behind the same inbox.
+
+        ``inboxes`` (with a ``*``) are those of all that ``behind`` is used for.
+        """
+        self._me = me
+        self._inbox = f"{inboxes or self._link.inbox}.{me}"
         await self._link.subscribe(f"{self._inbox}.*", self._heard)
         self._link.on_lost.append(self._lost)
         self._watch = asyncio.create_task(self._look(), name="bus calls")
+
+    def behind(self, inbox: str) -> Caller:
+        """The same caller, with another inbox for the answers: a simulation has one for each host."""
+        other = copy.copy(self)
+        other._inbox = f"{inbox}.{self._me}"
+        return other
 
     async def close(self) -> None:
         if self._watch is not None:

@@ -72,6 +72,11 @@ def from_anybody(prefix: str) -> str:
     return f"{prefix}.from.*.*"
 
 
+def inbox_of_any(prefix: str) -> str:
+    """The inboxes of all hosts, for who is many of them."""
+    return f"{prefix}.inbox.*"
+
+
 def inbox(prefix: str, whose: str) -> str:
     """Where the answers to ``whose`` questions come in: a host's name, or CONTROLLERS."""
     return f"{prefix}.inbox.{whose if whose == CONTROLLERS else token(whose)}"
