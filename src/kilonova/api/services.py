@@ -11,7 +11,7 @@ from kilonova.api.routes import Route
 from kilonova.api.schema.kinds import is_uuid
 from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
 from kilonova.api.views.services import COMPUTE, SERVICE, Service, compute_service, controller_services
-from kilonova.db import aggregates, hosts, instances
+from kilonova.db import aggregates, host_resources, hosts, instances
 from kilonova.db.engine import Tx
 from kilonova.errors import Conflict, Invalid, KilonovaError, NotFound
 from kilonova.model.host import DISABLED_TRAIT, Host
@@ -165,9 +165,10 @@ async def delete(call: Call) -> None:
     await call.cloud.placement.remove(found.compute_id)
 
     def forget(tx: Tx) -> None:
-        host = unused(tx).host
-        aggregates.forget_host(tx, host)
-        hosts.remove(tx, host)
+        gone = unused(tx)
+        aggregates.forget_host(tx, gone.host)
+        host_resources.forget(tx, gone.compute_id)
+        hosts.remove(tx, gone.host)
 
     await call.cloud.db.write(forget)
     call.cloud.scheduler.forget()
