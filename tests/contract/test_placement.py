@@ -9,7 +9,7 @@ import pytest
 from kilonova.db import placement as bookings
 from kilonova.db.engine import Tx
 from kilonova.errors import Conflict, NotFound
-from kilonova.model.host import Inventory
+from kilonova.model.host import Inventory, ProviderReport
 from kilonova.services.placement.port import Also, Placement, ProviderSummary
 from tests.contract.rigs import Rig, new
 
@@ -197,6 +197,56 @@ async def test_what_is_done_with_a_booking_is_done_or_undone_with_it(placement: 
         assert await placement.claim(one, {host: BOOT}, "p", "u", also=says(answer))
         assert (await placement.held(one), await placement.held(two)) == ({host: BOOT}, {host: {"VCPU": 1}})
     assert calls == [False, None, True]
+
+
+async def test_a_host_reports_its_whole_tree(placement: Placement, host: str) -> None:
+    child, server = new(), new()
+    top = ProviderReport(uuid=host, name=f"host-{host}", inventories=STOCK)
+    below = ProviderReport(
+        uuid=child, name=f"gpu-{child}", parent=host, inventories={"VGPU": Inventory(total=2)}
+    )
+    for _ in range(2):
+        assert await placement.report_tree([top, below]) == []
+    found = await summary(placement, child)
+    assert (found.parent, found.inventories) == (host, {"VGPU": Inventory(total=2)})
+    assert await placement.claim(server, {host: BOOT, child: {"VGPU": 2}}, "p", "u")
+    assert await placement.report_tree([top]) == [child]
+    await placement.release(server)
+    assert await placement.report_tree([top]) == []
+    assert child not in {each.uuid for each in await placement.providers()}
+
+
+async def test_allocations_are_handed_over(placement: Placement, host: str) -> None:
+    server, migration = new(), new()
+    assert await placement.claim(server, {host: {"CUSTOM_FPGA": 1}}, "p", "u")
+    assert await placement.move(server, migration, consumer_type="MIGRATION")
+    assert not await placement.move(server, migration)
+    assert (await placement.held(server), await placement.held(migration)) == ({}, {host: {"CUSTOM_FPGA": 1}})
+    assert await placement.claim(server, {host: BOOT}, "p", "u")
+    with pytest.raises(Conflict):
+        await placement.move(migration, server)
+    assert not await placement.move(server, new(), also=lambda tx: False)
+    assert await placement.held(server) == {host: BOOT}
+
+
+async def test_inventories_move_with_what_is_held_of_them(placement: Placement, host: str) -> None:
+    child, server = new(), new()
+    assert await placement.claim(server, {host: {"VCPU": 1, "CUSTOM_FPGA": 1}}, "p", "u")
+    await placement.report_tree(
+        [
+            ProviderReport(uuid=host, name=f"host-{host}", inventories=STOCK),
+            ProviderReport(uuid=child, name=f"fpga-{child}", parent=host),
+        ]
+    )
+    rest = {name: each for name, each in STOCK.items() if name != "CUSTOM_FPGA"}
+    inventories = {host: rest, child: {"CUSTOM_FPGA": STOCK["CUSTOM_FPGA"]}}
+    with pytest.raises(Conflict):
+        await placement.reshape(inventories, {})
+    moved = {host: {"VCPU": 1}, child: {"CUSTOM_FPGA": 1}}
+    await placement.reshape(inventories, {server: moved})
+    assert await placement.held(server) == moved
+    assert (await summary(placement, child)).used == {"CUSTOM_FPGA": 1}
+    assert (await summary(placement, host)).inventories == rest
 
 
 async def test_aggregates(placement: Placement, host: str) -> None:
