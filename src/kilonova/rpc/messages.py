@@ -12,8 +12,6 @@ from kilonova.model.numa import GuestTopology
 from kilonova.model.pci import PciDevice
 from kilonova.model.port import Vif
 
-VERSION = "1.0"
-
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks an agent for something.

@@ -95,13 +95,16 @@ class _Subscribed:
 class Link:
     """``open`` begins to connect, ``close`` ends.  ``on_lost`` and ``on_back`` are called at each change."""
 
-    def __init__(self, options: BusOptions, clock: Clock, name: str, inbox: str) -> None:
+    def __init__(
+        self, options: BusOptions, clock: Clock, name: str, inbox: str, *, silence: float = SILENCE
+    ) -> None:
         self.options = options
         self.inbox = inbox
         self.on_lost: list[Callable[[], None]] = []
         self.on_back: list[Callable[[], None]] = []
         self._clock = clock
         self._name = name
+        self._silence = silence
         self._client: Client | None = None
         self._subscribed: dict[int, _Subscribed] = {}
         self._numbers = iter(range(1, 1 << 62))
@@ -199,11 +202,11 @@ class Link:
     async def _connect(self) -> Client:
         client, errors = Client(), deque[Exception](maxlen=1)
         try:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(self._silence):
                 await self._greet(client, errors)
                 for subscribed in tuple(self._subscribed.values()):
                     await self._attach(client, subscribed)
-                await client.flush(int(SILENCE))
+                await client.flush(self._silence)  # type: ignore[arg-type]
         except BaseException as error:
             self._leave_behind(client)
             if errors and isinstance(error, (nats.errors.NoServersError, TimeoutError)):
@@ -225,7 +228,7 @@ class Link:
             name=self._name,
             error_cb=heard,
             allow_reconnect=False,
-            connect_timeout=int(SILENCE),
+            connect_timeout=max(1, int(self._silence)),
             max_reconnect_attempts=1,
             tls=tls,
             nkeys_seed_str=self.options.seed(),
@@ -261,8 +264,8 @@ class Link:
             if self._renew.is_set():
                 return
             try:
-                async with asyncio.timeout(SILENCE):
-                    await client.flush(int(SILENCE))
+                async with asyncio.timeout(self._silence):
+                    await client.flush(self._silence)  # type: ignore[arg-type]
             except (nats.errors.Error, OSError, TimeoutError):
                 return
 
@@ -273,7 +276,7 @@ class Link:
 
     async def _leave(self, client: Client) -> None:
         try:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(self._silence):
                 await client.close()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             log.info("an old connection to NATS is left behind", error=repr(error))

@@ -23,7 +23,7 @@ SINCE: dict[str, str] = {"GuestSpec.numa": "1.1", "GuestSpec.pci": "1.1"}
 
 def parsed(version: str) -> tuple[int, int]:
     """Raises Invalid."""
-    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
+    found = re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})", version)
     if found is None:
         raise Invalid(f"'{version}' is no version of messages, which is like '{VERSION}'.")
     return int(found[1]), int(found[2])
