@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE ?= /var/lib/kilonova/demo
 IMAGE := .demo/kn-guest.qcow2
 .DEFAULT_GOAL := help
-.PHONY: help install host fleet client demo up down test check bench capabilities clean apt-base apt-run apt-test
+.PHONY: help install host fleet client demo demo-fleet up down test check bench capabilities clean apt-base apt-run apt-fleet apt-test
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,8 @@ apt-base:
 	tools/install-packages.sh tools/apt/base.txt
 apt-run:
 	tools/install-packages.sh tools/apt/run.txt
+apt-fleet:
+	tools/install-packages.sh tools/apt/fleet.txt
 apt-test:
 	tools/install-packages.sh tools/apt/run.txt tools/apt/test.txt
 
@@ -48,6 +50,9 @@ demo: host client ## start a cloud on this machine and boot a real VM in it
 	tools/host-daemons.sh up
 	tools/guest-image/build.sh $(IMAGE)
 	$(BIN)/kilonova demo --state-dir $(STATE) --image $(IMAGE)
+
+demo-fleet: fleet apt-fleet ## boot servers on 50 simulated hosts while a controller and the bus are killed
+	$(BIN)/kilonova demo-fleet
 
 down: ## end what the demo started: servers, cloud, networks, daemons
 	[ ! -e $(STATE) ] || $(BIN)/kilonova demo --stop --state-dir $(STATE)

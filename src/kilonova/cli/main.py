@@ -18,6 +18,7 @@ class _Lazy(click.Group):
         "agent": "kilonova.cli.agent:agent",
         "simulate": "kilonova.cli.simulate:simulate",
         "db": "kilonova.cli.db:db",
+        "demo-fleet": "kilonova.cli.demo_fleet:demo_fleet",
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",
         "explain": "kilonova.cli.explain:explain",
