@@ -33,6 +33,7 @@ def request_of(cloud: Cloud, instance: Instance, **more: Any) -> ServerRequest:
         uuid=instance.uuid,
         project_id=instance.project_id,
         wanted=wanted,
+        special=cloud.claims.wanted(instance.flavor, properties) if is_special(instance) else Wanted(),
         flavor=instance.flavor.name,
         image_id=image.id if image else None,
         image_properties=properties,
@@ -50,8 +51,6 @@ async def place(
     The policy of its server group is kept in the transaction that books, whatever races.  Raises NoValidHost,
     Conflict (the consumer holds something already).
     """
-    properties = instance.image.properties if instance.image else {}
-    wanted = cloud.claims.wanted(instance.flavor, properties) if is_special(instance) else Wanted()
     group = instance.hints.get("group")
     holder = consumer or instance.uuid
 
@@ -68,7 +67,7 @@ async def place(
         made = await cloud.claims.claim(
             holder,
             candidate.compute_id,
-            wanted,
+            candidate.special,
             candidate.allocations,
             instance.project_id,
             instance.user_id,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kilonova.scheduler.filters.given import with_limits
 from kilonova.scheduler.filters.registry import FORCED, filters_of
 from kilonova.scheduler.options import Options
 from kilonova.scheduler.pipeline import Pipeline, Verdict
@@ -49,11 +50,12 @@ class Decider:
 
 def _candidates(question: Question, order: Iterator[int]) -> Iterator[Candidate]:
     columns = question.columns
-    together = question.request.wanted.together()
+    together, special = question.request.wanted.together(), question.request.special
     for row in order:
         host = columns.records[row]
         if host is None:
             continue
+        here = special if special.nothing else with_limits(special, columns, row)
         several = [{host.compute_id: together}]
         if question.placed is not None:
             several = question.placed.get(host.compute_id, [])
@@ -64,4 +66,5 @@ def _candidates(question: Question, order: Iterator[int]) -> Iterator[Candidate]
                 compute_id=host.compute_id,
                 availability_zone=columns.zone_of(row),
                 allocations=allocations,
+                special=here,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kilonova.db.aggregates import Aggregate
 from kilonova.scheduler.columns import Columns, Mask
+from kilonova.scheduler.holdings import Holdings
 from kilonova.scheduler.options import Options
 from kilonova.scheduler.request import Allocations, ServerRequest
 
@@ -14,13 +15,15 @@ from kilonova.scheduler.request import Allocations, ServerRequest
 @dataclass(slots=True)
 class Question:
     """``now``: microseconds; ``placed``: for a request that one provider cannot answer alone, what placement
-    could book on each host (by compute id), the best first."""
+    could book on each host (by compute id), the best first.  ``holdings``: for a request that wants what is
+    given away one by one."""
 
     request: ServerRequest
     columns: Columns
     options: Options
     now: int
     placed: dict[str, list[Allocations]] | None = None
+    holdings: Holdings | None = None
 
     def aggregate_values(self, key: str) -> list[tuple[Aggregate, tuple[str, ...]]]:
         """The aggregates that have this key in their metadata, each with the words of its value."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from kilonova.model import host_resources
 from kilonova.scheduler.wanted import Wanted
 
 Allocations = dict[str, dict[str, int]]
@@ -34,6 +35,7 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     project_id: str
     wanted: Wanted
+    special: host_resources.Wanted = host_resources.Wanted()  # what is given away one by one
     flavor: str = ""  # its name
     availability_zone: str | None = None
     forced_host: str | None = None
@@ -56,13 +58,17 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that will do, and what would be booked for the server there."""
+    """A host that will do, and what would be booked for the server there.
+
+    ``special``: what the server wants there beyond amounts, with the host's limits.
+    """
 
     host: str
     node: str
     compute_id: str
     availability_zone: str
     allocations: Allocations
+    special: host_resources.Wanted = host_resources.Wanted()
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from kilonova.errors import NotFound, NoValidHost
 from kilonova.scheduler import trees
 from kilonova.scheduler.columns import Columns
 from kilonova.scheduler.decision import Decider
+from kilonova.scheduler.holdings import Holdings
 from kilonova.scheduler.options import Options
 from kilonova.scheduler.question import Question
 from kilonova.scheduler.request import Candidate, Explanation, Selection, ServerRequest
@@ -58,6 +59,7 @@ class Scheduler:
         self._options = options
         self._decider = Decider(options, chance or random.Random())
         self.view = HostView(db, clock, options, top)
+        self.holdings = Holdings(self._top, clock)
 
     async def select(self, request: ServerRequest, claim: Claim) -> Selection:
         """The best host that fits and that ``claim`` could book.
@@ -108,6 +110,8 @@ class Scheduler:
         except NotFound:
             reason = GONE
         finally:
+            if not candidate.special.nothing:
+                self.holdings.forget()
             if reason is None:
                 self.view.booked(candidate.compute_id)
             else:
@@ -152,7 +156,10 @@ class Scheduler:
         if trees.needs_engine(request.wanted, self.view.elsewhere):
             wanted = trees.asked(request.wanted, self._options.max_placement_results)
             placed = await self._placement.candidates(wanted)
-        return Question(request, columns, self._options, self._clock.now(), placed)
+        holdings = None if request.special.nothing else self.holdings
+        if holdings is not None:
+            await holdings.look(anew=anew)
+        return Question(request, columns, self._options, self._clock.now(), placed, holdings)
 
     # ---- what others ask of the view ----
 

@@ -8,6 +8,7 @@ from kilonova.errors import Failed
 from kilonova.scheduler.filters import (
     aggregates,
     capabilities,
+    given,
     image,
     load,
     neighbours,
@@ -51,7 +52,7 @@ FIRST: tuple[Filter, ...] = (
     provision.ISOLATED_AGGREGATES,
     provision.TENANT_AGGREGATES,
 )
-LAST: tuple[Filter, ...] = (provision.PLACEMENT, provision.CAPACITY)
+LAST: tuple[Filter, ...] = (provision.PLACEMENT, provision.CAPACITY, given.PCI, given.NUMA)
 """What is not the operator's choice: in Nova it is placement that answers these.  Room comes last: that a
 host is disabled says more than that it is full as well."""
 
@@ -62,14 +63,24 @@ FORCED: tuple[Filter, ...] = (
     service.COMPUTE,
     provision.PLACEMENT,
     provision.CAPACITY,
+    given.PCI,
+    given.NUMA,
 )
 """zone:host:node is an administrator's order: only what is impossible stands against it."""
 
 GONE = frozenset(
     {"AvailabilityZoneFilter", "RetryFilter", "RamFilter", "CoreFilter", "DiskFilter", "AggregateRamFilter"}
-    | {"AggregateCoreFilter", "AggregateDiskFilter", "ExactRamFilter", "ExactCoreFilter", "ExactDiskFilter"}
+    | {
+        given.PCI.name,
+        given.NUMA.name,
+        "AggregateCoreFilter",
+        "AggregateDiskFilter",
+        "ExactRamFilter",
+        "ExactCoreFilter",
+        "ExactDiskFilter",
+    }
 )
-"""Nova's old names for what is always asked now; they may stay in a file of options."""
+"""Nova's names for what is always asked here; they may stay in a file of options."""
 
 
 def known() -> dict[str, tuple[Filter, ...]]:
