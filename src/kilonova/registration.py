@@ -9,6 +9,7 @@ from kilonova.db import host_report, host_resources, hosts
 from kilonova.db.engine import Tx
 from kilonova.model.host import DISABLED_TRAIT, Host, HostReport
 from kilonova.operations.cloud import Cloud
+from kilonova.resources.reshape import reshape
 from kilonova.resources.shortfalls import shortfalls
 
 log = structlog.get_logger("kilonova.hosts")
@@ -17,7 +18,8 @@ log = structlog.get_logger("kilonova.hosts")
 async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     """Know the host from now on, under the words of its agent's ``session``.
 
-    Converges.  Raises Conflict for a host that has changed its identity, or has less than is in use.
+    Converges.  Raises Conflict for a host that has changed its identity, or has less than is in use; what
+    servers hold follows inventories to other providers only when the host's agent starts.
     """
     now = cloud.clock.now()
 
@@ -29,9 +31,19 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     host, warnings = await cloud.top.write(write)
     for each in warnings:
         log.warning("less than servers hold", host=report.host, what=each)
+    if report.starting:
+        await _follow(cloud, report)
     node, *below = report.tree
     if host.disabled:
         node = msgspec.structs.replace(node, traits=(*node.traits, DISABLED_TRAIT))
     for each in await cloud.placement.report_tree([node, *below]):
         log.warning("a provider is gone from a host, and servers hold of it", host=report.host, provider=each)
     cloud.scheduler.forget()
+
+
+async def _follow(cloud: Cloud, report: HostReport) -> None:
+    """Move what is held to where the inventories are now.  Raises Conflict if there is no room."""
+    devices = await cloud.top.read(lambda tx: host_resources.devices_held(tx, report.compute_id))
+    moved = await cloud.placement.follow(report.tree, lambda before: reshape(before, report, devices))
+    if moved is not None:
+        log.info("allocations follow inventories", host=report.host, consumers=sorted(moved.allocations))

@@ -12,6 +12,6 @@ from tests.contract.rigs import PARAMS, RIGS, Rig
 
 @pytest.fixture(params=PARAMS)
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    service = request.module.__name__.rpartition("test_")[2]
+    service = request.module.__name__.rpartition("test_")[2].partition("_")[0]
     async with RIGS[request.param](request, tmp_path, service) as made:
         yield made

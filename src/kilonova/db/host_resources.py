@@ -37,6 +37,11 @@ _GUESTS = Statement(select(_c.numa).where(_c.compute_id == bindparam("of"), _c.n
 _DEVICES = Statement(
     select(_d.device, _d.holder, _d.reported).where(_d.compute_id == bindparam("of")).order_by(_d.address)
 )
+_HELD_DEVICES = Statement(
+    select(_d.address, _d.holder)
+    .where(_d.compute_id == bindparam("of"), _d.holder.is_not(None))
+    .order_by(_d.address)
+)
 _ALL_HOSTS = select(_h.compute_id, _h.generation, _h.topology)
 _ALL_GUESTS = select(_c.compute_id, _c.numa).where(_c.numa.is_not(None))
 _ALL_DEVICES = select(_d.compute_id, _d.device, _d.holder, _d.reported).order_by(_d.address)
@@ -192,6 +197,14 @@ def claims_of_instance(tx: Tx, instance_uuid: str) -> list[Claim]:
 
 def all_claims(tx: Tx) -> list[Claim]:
     return [_to_claim(row) for row in tx.all(_ALL_CLAIMS)]
+
+
+def devices_held(tx: Tx, compute_id: str) -> dict[str, tuple[str, ...]]:
+    """Consumer -> addresses of the host's PCI devices that it holds."""
+    found: dict[str, tuple[str, ...]] = {}
+    for address, holder in tx.all(_HELD_DEVICES, of=compute_id):
+        found[holder] = (*found.get(holder, ()), address)
+    return found
 
 
 def add(tx: Tx, claim: Claim) -> None:

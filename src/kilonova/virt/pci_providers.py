@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import msgspec
+
 from kilonova.errors import Failed
 from kilonova.model.host import Inventory, ProviderReport
 from kilonova.model.pci import PF, VF, PciDevice
 from kilonova.resources.provider_tree import nested_uuid
+from kilonova.resources.reshape import PROVIDER_TAG
 
 MANAGED = "COMPUTE_MANAGED_PCI_DEVICE"
 
@@ -31,7 +34,7 @@ def pci_providers(compute_id: str, node: str, devices: Sequence[PciDevice]) -> t
     groups: dict[str, list[PciDevice]] = defaultdict(list)
     for device in devices:
         if "physical_network" not in device.tags:
-            groups[device.parent if device.kind == VF and device.parent else device.address].append(device)
+            groups[_group(device)].append(device)
     return tuple(_provider(compute_id, node, address, groups[address]) for address in sorted(groups))
 
 
@@ -57,6 +60,22 @@ def _provider(compute_id: str, node: str, address: str, devices: list[PciDevice]
         inventories={classes.pop(): Inventory(total=len(devices), max_unit=len(devices))},
         traits=(MANAGED, *(each for each in traits.pop().split(",") if each)),
     )
+
+
+def with_providers(compute_id: str, node: str, devices: Sequence[PciDevice]) -> tuple[PciDevice, ...]:
+    """The devices with the tag that names their provider, where they have one."""
+    return tuple(
+        each
+        if "physical_network" in each.tags
+        else msgspec.structs.replace(
+            each, tags={**each.tags, PROVIDER_TAG: nested_uuid(compute_id, f"{node}_{_group(each)}")}
+        )
+        for each in devices
+    )
+
+
+def _group(device: PciDevice) -> str:
+    return device.parent if device.kind == VF and device.parent else device.address
 
 
 def check_specs_without_names(devnames: Sequence[str | None]) -> None:

@@ -149,7 +149,7 @@ class FakeDriver:
             details={"datapath_type": "netdev"},
             started_at=self._clock.now(),
             numa=self.hardware.numa,
-            pci_devices=self.hardware.pci_devices,
+            pci_devices=self.hardware.devices(self._compute_id, self._host),
             providers=self.hardware.tree(self._compute_id, self._host),
         )
 

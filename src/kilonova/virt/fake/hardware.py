@@ -11,7 +11,7 @@ from kilonova.model.host import Inventory, ProviderReport
 from kilonova.model.numa import HostCell, HostTopology
 from kilonova.model.pci import PciDevice
 from kilonova.resources.provider_tree import nested_uuid
-from kilonova.virt.pci_providers import pci_providers
+from kilonova.virt.pci_providers import pci_providers, with_providers
 from kilonova.virt.pci_spec import Found, choose, read_specs
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ class FakeHardware(msgspec.Struct, frozen=True, kw_only=True):
         return {
             name: Inventory(total=total, max_unit=total) for name, total in totals.items() if total
         } | others
+
+    def devices(self, compute_id: str, node: str) -> tuple[PciDevice, ...]:
+        """As they are reported."""
+        return (
+            with_providers(compute_id, node, self.pci_devices) if self.pci_in_placement else self.pci_devices
+        )
 
     def tree(self, compute_id: str, node: str) -> tuple[ProviderReport, ...]:
         """Raises Failed for devices that cannot be providers."""

@@ -10,7 +10,7 @@ import structlog
 
 from kilonova.clock import Clock
 from kilonova.errors import Failed, HostFault, NotFound
-from kilonova.model.host import HostReport
+from kilonova.model.host import HostReport, ProviderReport
 from kilonova.model.numa import HostTopology
 from kilonova.model.states import Power
 from kilonova.rpc.messages import Diagnostics, GuestSpec
@@ -40,7 +40,7 @@ from kilonova.virt.libvirt.report import (
 from kilonova.virt.libvirt.threads import Threads
 from kilonova.virt.libvirt.watch import Watch
 from kilonova.virt.libvirt.xml.domain import Blueprint, domain_xml
-from kilonova.virt.pci_providers import check_specs_without_names, pci_providers
+from kilonova.virt.pci_providers import check_specs_without_names, pci_providers, with_providers
 from kilonova.virt.pci_spec import choose as choose_devices
 from kilonova.virt.pci_spec import read_specs
 
@@ -113,6 +113,10 @@ class LibvirtDriver:
         shared, dedicated = options.cpus.split(facts.online)
         space = await self._threads.run(lambda: disk_gib(self._instances))
         devices = choose_devices(self._specs, await pci_devices(self._connection)) if self._specs else ()
+        providers: tuple[ProviderReport, ...] = ()
+        if options.pci_in_placement:
+            devices = with_providers(self._compute_id, facts.hostname, devices)
+            providers = pci_providers(self._compute_id, facts.hostname, devices)
         return HostReport(
             host=self._host,
             compute_id=self._compute_id,
@@ -127,9 +131,7 @@ class LibvirtDriver:
             started_at=self._started_at,
             numa=numa,
             pci_devices=devices,
-            providers=pci_providers(self._compute_id, facts.hostname, devices)
-            if options.pci_in_placement
-            else (),
+            providers=providers,
         )
 
     async def cpu_stats(self) -> dict[str, int]:
