@@ -38,7 +38,8 @@ class NatsServer:
 
     @property
     def log(self) -> str:
-        return (self.directory / "nats.log").read_text()
+        file = self.directory / "nats.log"
+        return file.read_text() if file.exists() else "it has said nothing"
 
     def configure(self, config: str) -> None:
         """What it is told at its next start or reload."""

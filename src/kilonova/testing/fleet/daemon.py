@@ -92,6 +92,7 @@ class Daemon:
         while self.process.poll() is None:
             if time.monotonic() > deadline:
                 self.process.kill()
+                self.process.wait()
             await asyncio.sleep(0.01)
         return self.process.returncode
 

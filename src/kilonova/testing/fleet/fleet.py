@@ -132,10 +132,7 @@ class Fleet:
         command = [sys.executable, "-m", "kilonova.cli", "simulate", "--config-file", str(self.host_config)]
         command += ["--state-dir", str(self.directory / name), "--hosts", str(hosts), "--first", str(first)]
         command += ["--processes", str(processes), *more]
-        made = Daemon(name, command, self.directory / f"{name}.log")
-        await made.start(b"ready")
-        self.hosts.append(made)
-        return made
+        return await self._joined(Daemon(name, command, self.directory / f"{name}.log"))
 
     async def agent(self, host: str) -> Daemon:
         """One host with an agent's process of its own."""
@@ -144,9 +141,11 @@ class Fleet:
         )
         command = [sys.executable, "-m", "kilonova.cli", "agent", "--driver", "fake"]
         command += ["--config-file", str(config), "--state-dir", str(self.directory / host)]
-        made = Daemon(host, command, self.directory / f"{host}.log")
+        return await self._joined(Daemon(host, command, self.directory / f"{host}.log"))
+
+    async def _joined(self, made: Daemon) -> Daemon:
+        self.hosts.append(made)  # first of all, so that it is ended in any case
         await made.start(b"ready")
-        self.hosts.append(made)
         return made
 
     async def down(self) -> None:
@@ -155,7 +154,6 @@ class Fleet:
             if each.process is not None:
                 await each.kill()
         if self.postgres.process is not None:
-            self.postgres.resume()
             await self.postgres.stop()
 
     # ---- what clients see ----
