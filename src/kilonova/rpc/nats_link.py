@@ -230,6 +230,7 @@ class Link:
             allow_reconnect=False,
             connect_timeout=max(1, int(self._silence)),
             max_reconnect_attempts=1,
+            reconnect_time_wait=0,  # between servers of the list; the pauses between attempts are ours
             tls=tls,
             nkeys_seed_str=self.options.seed(),
             inbox_prefix=self.inbox,
