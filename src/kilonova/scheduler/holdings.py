@@ -1,6 +1,6 @@
 """What of hosts is given away one by one (cells, CPUs, pages, devices), as far as the last look told.
 
-Only requests that want such things look here.  What was answered for a host is kept until its generation
+Requests that want such things ask here.  What was answered for a host is kept until its generation
 rises, which every claim and every report there makes it do.
 """
 
@@ -18,8 +18,10 @@ from kilonova.model.host_resources import HostResources, Limits, Wanted
 from kilonova.resources.host_fit import fit_host
 from kilonova.resources.numa_fit import DoesNotFit
 from kilonova.resources.pci_fit import free_devices
+from kilonova.scheduler.columns import Columns
 
 FRESH = SECOND
+IDLE = 10 * SECOND  # for requests that want nothing of it
 CHUNK = 500  # hosts of one statement
 KEPT = 64  # requests whose answers are kept
 
@@ -40,14 +42,22 @@ class Holdings:
         """Something of it was just taken or given back: look again before the next decision."""
         self._read_at = 0
 
-    async def look(self, *, anew: bool = False) -> None:
-        """Read what has changed; at most once a second, but for ``anew``."""
+    async def look(self, columns: Columns, *, anew: bool = False, age: int = FRESH) -> None:
+        """Read what has changed, unless it is younger than ``age`` and not wanted ``anew``.
+
+        Free devices are counted in the columns, for the PCIWeigher.
+        """
         now = self._clock.now()
-        if not anew and abs(now - self._read_at) < FRESH:
+        if not anew and abs(now - self._read_at) < age:
             return
         self._read_at = now
         known = {compute_id: host.generation for compute_id, host in self.hosts.items()}
         self.hosts = await self._db.read(lambda tx: _changed(tx, self.hosts, known))
+        columns.pci_free[:] = 0
+        for compute_id, number in self.free_devices().items():
+            row = columns.row_of_provider.get(compute_id)
+            if row is not None:
+                columns.pci_free[row] = number
 
     def free_devices(self) -> Mapping[str, int]:
         """Compute id -> devices that nobody has, of hosts that have any."""

@@ -18,7 +18,7 @@ from kilonova.errors import NotFound, NoValidHost
 from kilonova.scheduler import trees
 from kilonova.scheduler.columns import Columns
 from kilonova.scheduler.decision import Decider
-from kilonova.scheduler.holdings import Holdings
+from kilonova.scheduler.holdings import FRESH, IDLE, Holdings
 from kilonova.scheduler.options import Options
 from kilonova.scheduler.question import Question
 from kilonova.scheduler.request import Candidate, Explanation, Selection, ServerRequest
@@ -157,8 +157,8 @@ class Scheduler:
             wanted = trees.asked(request.wanted, self._options.max_placement_results)
             placed = await self._placement.candidates(wanted)
         holdings = None if request.special.nothing else self.holdings
-        if holdings is not None:
-            await holdings.look(anew=anew)
+        age = IDLE if holdings is None else FRESH
+        await self.holdings.look(columns, anew=anew and holdings is not None, age=age)
         return Question(request, columns, self._options, self._clock.now(), placed, holdings)
 
     # ---- what others ask of the view ----
