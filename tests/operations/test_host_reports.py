@@ -9,12 +9,17 @@ import msgspec
 import pytest
 
 from kilonova.app import EmbeddedCloud
-from kilonova.db import hosts, placement_providers
+from kilonova.db import flavors, hosts, placement_providers
 from kilonova.db.engine import Tx
-from kilonova.errors import Failed
+from kilonova.errors import Conflict, Failed
+from kilonova.model.flavor import Flavor
 from kilonova.model.host import Inventory
+from kilonova.model.instance import Instance
+from kilonova.model.states import Vm
+from kilonova.operations import create, delete
+from kilonova.operations.requests import CreateServer
 from kilonova.services.placement.port import ProviderSummary
-from kilonova.testing.embedded import embedded, fake_driver
+from kilonova.testing.embedded import embedded, fake_driver, leaks, member, settled
 from kilonova.virt.fake.hardware import NestedProvider
 
 
@@ -132,3 +137,88 @@ async def test_provider_files_reach_placement_or_stop_the_start(tmp_path: Path) 
         assert (await known(cloud)).inventories["CUSTOM_LICENSE"].total == 5
     finally:
         await cloud.stop()
+
+
+# ---- inventories that move ----
+
+GPU = "CUSTOM_PCI_10DE_1EB8"
+DEVICES = '[{"address": "0000:01:00.0", "vendor_id": "10de", "product_id": "1eb8"}]'
+ALIAS = '{"name": "gpu", "vendor_id": "10de", "product_id": "1eb8"}'
+
+
+def with_devices(path: Path, in_placement: bool) -> Any:
+    groups: dict[str, dict[str, object]] = {
+        "fake": {"pci_devices": DEVICES},
+        "pci": {"alias": [ALIAS], "report_in_placement": in_placement},
+    }
+    return started(path, groups)
+
+
+async def gpu_server(cloud: EmbeddedCloud) -> Instance:
+    made = Flavor(
+        id=0,
+        flavorid="gpu",
+        name="gpu",
+        vcpus=1,
+        memory_mb=64,
+        root_gb=1,
+        extra_specs={"pci_passthrough:alias": "gpu:1"},
+    )
+    await cloud.db.write(lambda tx: flavors.create(tx, made, 1))
+    request = CreateServer(name="s", flavor_id="gpu", image_id=cloud.example_image, networks=())
+    (server,) = await create.submit(cloud.cloud, member(cloud), request)
+    return await settled(cloud, server.uuid, 60)
+
+
+@pytest.mark.capability("RT-27")
+async def test_devices_become_providers_and_cease_to_be_under_servers_that_have_them(tmp_path: Path) -> None:
+    async with with_devices(tmp_path, False) as cloud:
+        server = await gpu_server(cloud)
+        assert server.vm_state == Vm.ACTIVE
+        plain = await cloud.placement.held(server.uuid)
+        assert len(plain) == 1
+    for in_placement in (True, True, False, True):
+        async with with_devices(tmp_path, in_placement) as cloud:
+            held = await cloud.placement.held(server.uuid)
+            below = [each for each in await cloud.placement.providers() if each.parent]
+            if not in_placement:
+                assert held == plain and below == []
+                continue
+            (provider,) = below
+            assert provider.name == "h1_0000:01:00.0"
+            assert held == {**plain, provider.uuid: {GPU: 1}}
+            assert provider.used == {GPU: 1}
+            claim = await cloud.cloud.claims.of(server)
+            assert claim is not None and [each.address for each in claim.devices] == ["0000:01:00.0"]
+    async with with_devices(tmp_path, True) as cloud:
+        await delete.submit(cloud.cloud, member(cloud), server.uuid)
+        await settled(cloud, server.uuid)
+        assert [each.used for each in await cloud.placement.providers() if each.parent] == [{GPU: 0}]
+        assert await leaks(cloud) == []
+
+
+@pytest.mark.capability("RT-27")
+async def test_a_class_moves_at_the_start_and_at_no_other_time(tmp_path: Path) -> None:
+    shares = {"CUSTOM_SHARE": Inventory(total=4)}
+    child = NestedProvider(name="below", inventories=shares)
+    async with started(tmp_path) as cloud:
+        driver, reports = fake_driver(cloud), cloud.host.reports
+        driver.capacity = {**driver.capacity, **shares}
+        assert await reports.tell_news(cloud.register)
+        node = await known(cloud)
+        assert await cloud.placement.claim("c" * 32, {node.uuid: {"CUSTOM_SHARE": 3}}, "p", "u")
+        driver.capacity = {name: each for name, each in driver.capacity.items() if name not in shares}
+        driver.hardware = msgspec.structs.replace(driver.hardware, providers=(child,))
+        with pytest.raises(Conflict, match="CUSTOM_SHARE"):
+            await reports.tell_news(cloud.register)
+        assert await cloud.placement.held("c" * 32) == {node.uuid: {"CUSTOM_SHARE": 3}}
+        await cloud.register(await reports.first())
+        below = await known(cloud, "below")
+        assert await cloud.placement.held("c" * 32) == {below.uuid: {"CUSTOM_SHARE": 3}}
+        assert "CUSTOM_SHARE" not in (await known(cloud)).inventories
+        small = msgspec.structs.replace(child, name="small", inventories={"CUSTOM_SHARE": Inventory(total=2)})
+        driver.hardware = msgspec.structs.replace(driver.hardware, providers=(small,))
+        with pytest.raises(Conflict, match="no room for 1"):  # the start is refused
+            await cloud.register(await reports.first())
+        assert await cloud.placement.held("c" * 32) == {below.uuid: {"CUSTOM_SHARE": 3}}
+        await cloud.placement.release("c" * 32)
