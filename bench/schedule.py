@@ -22,8 +22,8 @@ from typing import Any
 from kilonova.clock import SECOND, SystemClock
 from kilonova.db import hosts, placement_report
 from kilonova.db.engine import Database, Tx
-from kilonova.db.schema import bring_up
 from kilonova.db.scheduling import OVERLAP
+from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.model.host import HostReport, Inventory, ProviderReport
 from kilonova.scheduler.options import default_options

@@ -9,7 +9,7 @@ from kilonova.api.query import Keys
 from kilonova.api.routes import Route
 from kilonova.api.shape import Span
 from kilonova.api.views.limits import ABSOLUTE, Account
-from kilonova.db import quotas
+from kilonova.db import quotas, server_groups
 from kilonova.db.engine import Tx
 from kilonova.resources.quota import defaults
 
@@ -27,7 +27,8 @@ async def index(call: Call) -> dict[str, Any]:
     known = defaults(call.cloud.settings)
 
     def read(tx: Tx) -> Account:
-        return Account(quotas.effective_limits(tx, project, None, known), quotas.usage(tx, project))
+        used = quotas.usage(tx, project) | {"server_groups": server_groups.count(tx, project)}
+        return Account(quotas.effective_limits(tx, project, None, known), used)
 
     account = await call.cloud.db.read(read)
     return {"limits": {"rate": [], "absolute": ABSOLUTE.bind(call)(account)}}

@@ -9,7 +9,7 @@ from kilonova.api.flavor_access import check_project
 from kilonova.api.routes import Route
 from kilonova.api.schema.quotas import KEYS, UpdateQuotaSet, limits_given
 from kilonova.api.views.quotas import QUOTA_SET
-from kilonova.db import keypairs, quotas
+from kilonova.db import keypairs, quotas, server_groups
 from kilonova.db.engine import Tx
 from kilonova.db.quotas import Limits
 from kilonova.resources.quota import check_limit, defaults
@@ -50,6 +50,7 @@ async def detail(call: Call) -> dict[str, Any]:
         used = quotas.usage(tx, project_id, user_id)
         if user_id is not None:
             used["key_pairs"] = keypairs.count(tx, user_id)
+        used["server_groups"] = server_groups.count(tx, project_id, user_id)
         return {
             name: {"limit": limit, "in_use": used.get(name, 0), "reserved": 0}
             for name, limit in limits.items()

@@ -29,7 +29,7 @@ from kilonova.api.views.servers import (
     unused_columns,
 )
 from kilonova.clock import SECOND
-from kilonova.db import instance_list, instances
+from kilonova.db import instance_list, instances, server_groups
 from kilonova.db.engine import DatabaseUnavailable, Row, Tx
 from kilonova.errors import Conflict
 from kilonova.model.instance import Instance
@@ -99,7 +99,16 @@ async def _shown(call: Call, view: View, host_status_since: int) -> dict[str, An
     call.allow(target={"project_id": row[AT["project_id"]], "user_id": row[AT["user_id"]]})
     if with_hosts and not in_one:
         states = await call.cloud.top.read(lambda tx: _host_states(call, tx))
-    return renderer(call, view, states)(row)
+    shown = renderer(call, view, states)(row)
+    if "server_groups" in shown and '"group"' in row[AT["hints"]]:
+        shown["server_groups"] = await _groups(call, row[AT["uuid"]])
+    return shown
+
+
+async def _groups(call: Call, server: str) -> list[str]:
+    """The group that the server is in, as long as that has not been deleted."""
+    group = await call.cloud.top.read(lambda tx: server_groups.group_of(tx, server))
+    return [] if group is None else [group]
 
 
 async def update(call: Call) -> dict[str, Any]:

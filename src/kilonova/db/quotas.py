@@ -248,6 +248,14 @@ def _add(tx: Tx, statement: Statement, project_id: str, user_id: str, amounts: M
     return tx.run(statement, of_project=project_id, of_user=user_id, **values)
 
 
+def lock_project(tx: Tx, project_id: str) -> None:
+    """Have whoever else counts something of this project wait until the transaction ends."""
+    nothing = dict.fromkeys(COUNTED, 0)
+    if not _add(tx, ADD_ONE, project_id, WHOLE, nothing):
+        tx.run(MAKE_USAGE, project_id=project_id, user_id=WHOLE)
+        _add(tx, ADD_ONE, project_id, WHOLE, nothing)
+
+
 def give_back(tx: Tx, project_id: str, user_id: str, *, instances: int, cores: int, ram: int) -> None:
     """Return what a server had: one statement.  To be called once a server, when it is deleted."""
     _add(tx, ADD, project_id, user_id, {"instances": -instances, "cores": -cores, "ram": -ram})

@@ -63,7 +63,6 @@ OF_PROJECT = Statement(
 COUNT = Statement(
     select(_g.user_id, func.count()).where(_g.project_id == bindparam("project_id")).group_by(_g.user_id)
 )
-# Whoever makes a group in a project waits for the others: the quota is counted by nobody else meanwhile.
 LOCK = Statement(update(server_groups).where(_g.uuid == bindparam("of")).values(version=_g.version + 1))
 DROP = Statement(delete(server_groups).where(_g.id == bindparam("of")))
 ADD_MEMBER = insert_into(server_group_members)
@@ -129,28 +128,28 @@ def list_page(tx: Tx, project_id: str | None, *, most: int, skip: int = 0) -> li
 
 
 def create(tx: Tx, group: ServerGroup, *, limit: int, user_limit: int | None) -> ServerGroup:
-    """Add a group (its number is given here).  Limits: of the project, and of the user if he has his own.
+    """Add a group (its number is given here).
 
-    Raises OverQuota.  Two that are made in the same moment may both be the last one, as in Nova; the one that
-    is too many is taken back by ``check_quota``.
+    Limits: of the project, which the caller has locked, and of the user if he has his own; negative is none.
+    Raises OverQuota.
     """
+    counts = _counts(tx, group.project_id)
+    own = counts.get(group.user_id, 0)
+    if 0 <= limit <= sum(counts.values()) or (user_limit is not None and 0 <= user_limit <= own):
+        raise OverQuota("Quota exceeded, too many server groups.")
     values = {name: getattr(group, name) for name in _names if name != "id"}
     values["rules"] = _encode(group.rules).decode()
     number = int(tx.scalar(INSERT, version=0, **values))
-    check_quota(tx, group.project_id, group.user_id, limit=limit, user_limit=user_limit)
     return msgspec.structs.replace(group, id=number)
 
 
-def check_quota(tx: Tx, project_id: str, user_id: str, *, limit: int, user_limit: int | None) -> None:
-    """Raises OverQuota when there are more than may be."""
-    counts = {row[0]: int(row[1]) for row in tx.all(COUNT, project_id=project_id)}
-    own = counts.get(user_id, 0)
-    if 0 <= limit < sum(counts.values()) or (user_limit is not None and 0 <= user_limit < own):
-        raise OverQuota("Quota exceeded, too many server groups.")
+def _counts(tx: Tx, project_id: str) -> dict[str, int]:
+    """User -> groups that he has made in the project."""
+    return {row[0]: int(row[1]) for row in tx.all(COUNT, project_id=project_id)}
 
 
 def count(tx: Tx, project_id: str, user_id: str | None = None) -> int:
-    counts = {row[0]: int(row[1]) for row in tx.all(COUNT, project_id=project_id)}
+    counts = _counts(tx, project_id)
     return sum(counts.values()) if user_id is None else counts.get(user_id, 0)
 
 

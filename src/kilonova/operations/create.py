@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from kilonova.db import flavors, instances, keypairs, quotas
+from kilonova.db import flavors, instances, keypairs, quotas, server_groups
 from kilonova.db.engine import Tx
 from kilonova.errors import Invalid, OverQuota
 from kilonova.model.context import RequestContext
@@ -36,6 +36,8 @@ class _Facts:
         self.flavor = flavors.show(tx, request.flavor_id)
         self.key = keypairs.show(tx, context.user_id, request.key_name) if request.key_name else None
         self.limits = quotas.effective_limits(tx, project, context.user_id, defaults)
+        group = request.hints.get("group")
+        self.group = None if group is None else server_groups.find(tx, str(group))
 
 
 async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -> list[Instance]:
@@ -48,7 +50,7 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
     if request.key_name and facts.key is None:
         raise Invalid("Invalid key_name provided.")
     checks.check_user_data(request.user_data)
-    checks.check_hints(request.hints)
+    checks.check_group(request.hints, facts.group, context)
     checks.check_metadata(request.metadata, facts.limits["metadata_items"])
     checks.check_files(
         request.personality, facts.limits["injected_files"], facts.limits["injected_file_content_bytes"]
@@ -83,7 +85,12 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
         return _instances(cloud, context, request, flavor, image, zone, public_key, number)
 
     def book(tx: Tx) -> list[Instance]:
-        return servers(_book(tx, context, facts.limits, flavor, request.min_count, min(count, most)))
+        made = servers(_book(tx, context, facts.limits, flavor, request.min_count, min(count, most)))
+        if facts.group is not None:
+            limit = facts.limits["server_group_members"]
+            uuids = [instance.uuid for instance in made]
+            server_groups.add_members(tx, facts.group.uuid, uuids, context.user_id, limit)
+        return made
 
     def make(tx: Tx, cell: Cloud, made: list[Instance]) -> list[Instance]:
         made = [replace(instance, id=instances.insert(tx, instance)) for instance in made]

@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 
+from kilonova.db.server_groups import ServerGroup
 from kilonova.errors import Forbidden, Invalid, NotFound
 from kilonova.model.context import RequestContext
 from kilonova.model.flavor import Flavor
@@ -116,11 +117,11 @@ def disk_config(request: CreateServer, image: Image) -> str | None:
     return request.disk_config or ("AUTO" if automatic in _YES else None)
 
 
-def check_hints(hints: dict[str, object]) -> None:
-    """There are no server groups here yet, and a promise to keep servers apart is not made lightly."""
-    group = hints.get("group")
-    if group is not None:
-        raise Invalid(f"Instance group {group} could not be found.")
+def check_group(hints: dict[str, object], found: ServerGroup | None, context: RequestContext) -> None:
+    """The server group of a hint must be one of the project (API-88).  Raises Invalid."""
+    wanted = hints.get("group")
+    if wanted is not None and (found is None or found.project_id != context.project_id):
+        raise Invalid(f"Instance group {wanted} could not be found.")
 
 
 def check_user_data(text: str | None) -> None:

@@ -13,7 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from kilonova.clock import SECOND
-from kilonova.db import hosts, instance_mappings, quotas
+from kilonova.db import hosts, instance_mappings, quotas, server_groups
 from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.db.instance_mappings import PENDING
@@ -84,6 +84,7 @@ def give_up(tx: Tx, instance: Instance | instance_mappings.InstanceMapping) -> b
     uuid = instance.uuid if isinstance(instance, Instance) else instance.instance_uuid
     if not instance_mappings.drop_pending(tx, uuid):
         return False
+    server_groups.forget_member(tx, uuid)
     quotas.give_back(
         tx,
         instance.project_id,

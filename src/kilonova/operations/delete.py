@@ -6,7 +6,7 @@ has is taken away, step by step, until nothing is left.
 
 from __future__ import annotations
 
-from kilonova.db import instance_mappings, instances, quotas
+from kilonova.db import instance_mappings, instances, quotas, server_groups
 from kilonova.db.engine import Tx
 from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, StoredError
 from kilonova.model.context import RequestContext
@@ -92,7 +92,10 @@ async def _finish(run: Run) -> Done:
 
 
 def _give_back(tx: Tx, instance: Instance) -> None:
+    """What the server had in the top database: its quota, and its place in a server group."""
     flavor = instance.flavor
+    if "group" in instance.hints:
+        server_groups.forget_member(tx, instance.uuid)
     quotas.give_back(
         tx,
         instance.project_id,

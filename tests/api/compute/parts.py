@@ -109,21 +109,13 @@ class Hosts:
 
 
 class Zones:
-    """A scheduler that only says which zones there are."""
+    """A scheduler that only says which zones and hosts there are."""
 
-    async def zones(self) -> dict[str, list[Any]]:
-        class Known:
-            availability_zone = None
-            disabled = False
-            forced_down = False
-            host = HOST
-            hypervisor_hostname = HOST
+    async def zone_is_open(self, zone: str) -> bool:
+        return zone == "nova"
 
-        class State:
-            up = True
-            host = Known
-
-        return {"nova": [State()]}
+    async def knows(self, host: str | None, node: str | None) -> tuple[bool, bool]:
+        return host in (None, HOST), node in (None, HOST)
 
 
 def settings_for(state_dir: Path) -> Settings:
