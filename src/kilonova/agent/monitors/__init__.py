@@ -75,13 +75,14 @@ def load(host: MonitoredHost, wanted: Iterable[str], known: Iterable[Plugin] | N
     Raises Failed for a plug-in that is wanted and cannot be loaded, or a name that is none's.
     """
     names = set(wanted)
+    if not names:
+        return Monitors()  # nobody looks through all packages for that
     missing = set(names)
     chosen: dict[str, tuple[Plugin, Monitor]] = {}
     for plugin in plugins() if known is None else known:
         missing -= plugin.spellings
         if not names & plugin.spellings:
-            if names:
-                log.warning("a monitor is not chosen by compute_monitors", monitor=plugin.shown)
+            log.warning("a monitor is not chosen by compute_monitors", monitor=plugin.shown)
         elif plugin.kind in chosen:
             log.warning(
                 "a second monitor of one type is left out",
