@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from kilonova.clock import SystemClock
+from kilonova.clock import Clock, SystemClock
+from kilonova.db.engine import Database
 from kilonova.services.placement.api import app
 from kilonova.services.placement.builtin import BuiltinPlacement
 from tests.api.placement.face import Face, Tokens
@@ -26,3 +27,10 @@ async def face(
     async with opened(request, request.param, tmp_path_factory.mktemp("placement"), clock, "module") as db:
         placement = BuiltinPlacement(db, clock)
         yield Face(app(placement, Tokens()), placement)
+
+
+@pytest.fixture
+async def empty(db: Database, clock: Clock) -> Face:
+    """A placement service that knows no provider, for tests that look at all there are."""
+    placement = BuiltinPlacement(db, clock)
+    return Face(app(placement, Tokens()), placement)
