@@ -16,6 +16,7 @@ from kilonova.rpc.nats_desk import ECHO, HostVoice
 log = structlog.get_logger("kilonova.hosts")
 
 GATHER = 1.0  # seconds
+MOST_LIVES = 4  # of one host's agents that are heard of at a time: they may be two, by mistake
 
 
 class Roll:
@@ -25,11 +26,13 @@ class Roll:
         self._db = db
         self._clock = clock
         self._voice = voice
-        self._signs: dict[str, Alive] = {}
+        self._signs: dict[str, dict[str, Alive]] = {}  # host -> session -> its last sign
         self._task: asyncio.Task[None] | None = None
 
     def heard(self, host: str, sign: Alive) -> None:
-        self._signs[host] = sign
+        lives = self._signs.setdefault(host, {})
+        if sign.session in lives or len(lives) < MOST_LIVES:
+            lives[sign.session] = sign
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._gather(), name="roll of hosts")
@@ -51,14 +54,17 @@ class Roll:
                 except Exception:
                     log.critical("signs of life are lost", hosts=len(signs), exc_info=True)
 
-    async def _write(self, signs: dict[str, Alive]) -> None:
+    async def _write(self, signs: dict[str, dict[str, Alive]]) -> None:
         now = self._clock.now()
 
-        def write(tx: Tx) -> dict[str, tuple[bool, bool]]:
-            return {host: _note(tx, host, signs[host], now) for host in sorted(signs)}
+        def write(tx: Tx) -> list[tuple[str, Alive, tuple[bool, bool]]]:
+            return [
+                (host, sign, _note(tx, host, sign, now))
+                for host in sorted(signs)
+                for sign in signs[host].values()
+            ]
 
-        for host, (known, superseded) in (await self._db.write(write)).items():
-            sign = signs[host]
+        for host, sign, (known, superseded) in await self._db.write(write):
             echo = Echo(sequence=sign.sequence, known=known, superseded=superseded, now=self._clock.now())
             self._voice.say(host, sign.session, ECHO, echo)
 
