@@ -5,6 +5,7 @@ Inventories are placement's; here is what the service and hypervisor lists show 
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -39,10 +40,8 @@ CHANGED: dict[str, Any] = {"changed_at": db_now(), "revision": _t.c.revision + 1
 
 INSERT = Statement(
     insert(_t)
-    .values(
-        {name: bindparam(name) for name in _names if name != "id"}
-        | {"changed_at": db_now(), "revision": db_now()}
-    )
+    .values({name: bindparam(name) for name in _names if name != "id"})
+    .values(changed_at=db_now(), revision=bindparam("revision"))
     .returning(_t.c.id)
 )
 ALL = Statement(select(*_columns).order_by(_t.c.id))
@@ -114,6 +113,7 @@ _decoders: dict[str, Callable[[Any], Any]] = {
     "forced_down": bool,
 }
 _LARGEST_ID = 2**63 - 1
+REVISION_BITS = 40
 
 
 def from_row(row: Row) -> Host:
@@ -180,6 +180,7 @@ def upsert(
             "session": session,
             "cell_uuid": cell_uuid,
             "failed_builds": 0,
+            "revision": secrets.randbits(REVISION_BITS),  # not that of a host that was there before
             **reported,
         }
         tx.scalar(INSERT, **values)

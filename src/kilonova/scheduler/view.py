@@ -65,7 +65,8 @@ class HostView:
         begun = self._begun
         if anew or self.is_stale:
             async with self._one_at_a_time:
-                if self._begun == begun:  # else somebody has looked after we had asked
+                # A look that was begun after we had asked will do; if not all must be new, any that is fresh.
+                if self._begun == begun and (anew or self.is_stale):
                     self._begun += 1
                     await self._look(anew)
         return self.columns
