@@ -14,10 +14,12 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
 from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation, call_all
 from kilonova.db.fence import within_fence
+from kilonova.db.lanes import Lanes, Queued
 
 T = TypeVar("T")
 
 ATTEMPTS = 5  # of a transaction that lost against another one, or its connection
+LOST = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
 
 
@@ -26,6 +28,21 @@ class _SnapshotCompiler(PGCompiler_psycopg):
 
     def for_update_clause(self, select: Any, **kw: Any) -> str:
         return ""
+
+
+async def _to_its_end(running: asyncio.Future[T]) -> T:
+    """Await it; a caller that is cancelled goes on when it is over, so that what it changes does not come
+    after what its caller does next."""
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
+
+
+def _understood(error: Exception) -> Exception:
+    """An error of the driver in our words."""
+    return UniqueViolation(str(error)) if isinstance(error, psycopg.errors.UniqueViolation) else error
 
 
 class PostgresqlDatabase:
@@ -45,19 +62,24 @@ class PostgresqlDatabase:
         self._snapshot_dialect.statement_compiler = _SnapshotCompiler
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(threads, "postgresql")
+        self._lanes = Lanes(self._commit, (psycopg.OperationalError, psycopg.InterfaceError), _understood)
         self._local = threading.local()
         self._connections: set[Any] = set()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
-        running = self._loop.run_in_executor(self._pool, self._run, within_fence(self, fn), False)
+        fenced = within_fence(self, fn)
+        if isinstance(fn, Queued):
+            return await _to_its_end(self._lanes.put(fn.lane, fenced))
+        return (await _to_its_end(self._begin(fenced)))[0]
+
+    async def _commit(self, fn: Callable[[Tx], T]) -> T:
+        return (await self._begin(fn))[0]
+
+    def _begin(self, fn: Callable[[Tx], T]) -> asyncio.Future[tuple[T, Tx]]:
+        """Run it in a thread, and make the calls that wait for its commit."""
+        running = self._loop.run_in_executor(self._pool, self._run, fn, False)
         running.add_done_callback(self._call_after_commit)
-        try:
-            result, _ = await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # What it changes must not come after what its caller does next.
-            await asyncio.wait({running})
-            raise
-        return result
+        return running
 
     def _call_after_commit(self, running: asyncio.Future[tuple[Any, Tx]]) -> None:
         """Also for a caller that has gone: the transaction is committed all the same."""
@@ -69,6 +91,7 @@ class PostgresqlDatabase:
         return result
 
     async def close(self) -> None:
+        await self._lanes.close()
         await self._loop.run_in_executor(None, self._pool.shutdown)
         for connection in self._connections:
             connection.close()
@@ -112,7 +135,7 @@ class PostgresqlDatabase:
                 committing = True
                 connection.commit()
                 return result, tx
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
+            except LOST as error:
                 connection.rollback()
                 if attempt == ATTEMPTS:
                     raise DatabaseUnavailable(

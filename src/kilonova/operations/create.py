@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from kilonova.db import flavors, instances, keypairs, quotas, server_groups
 from kilonova.db.engine import Tx
+from kilonova.db.lanes import Queued
 from kilonova.errors import Invalid, OverQuota
 from kilonova.model.context import RequestContext
 from kilonova.model.flavor import Flavor
@@ -100,7 +101,8 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
         return made
 
     if cloud.cells is None:
-        return await cloud.db.write(lambda tx: make(tx, cloud, book(tx)))
+        lane = f"quota {context.project_id}"
+        return await cloud.db.write(Queued(lane, lambda tx: make(tx, cloud, book(tx))))
     asked = request_for(cloud, servers(1)[0], params)
     return await create_in_cell.make(cloud.cells, await create_in_cell.chosen(cloud.cells, asked), book, make)
 

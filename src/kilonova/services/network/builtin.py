@@ -15,6 +15,7 @@ from kilonova.db import network_groups as groups
 from kilonova.db import network_ledger as ledger
 from kilonova.db import network_ports as ports
 from kilonova.db.engine import Database, Tx, UniqueViolation
+from kilonova.db.lanes import Queued
 from kilonova.db.network_records import Event
 from kilonova.errors import Failed, Refused, TryAgain
 from kilonova.model.context import RequestContext
@@ -71,11 +72,11 @@ class BuiltinNetwork:
 
     # -- transactions ---------------------------------------------------------------------------------
 
-    async def write(self, fn: Callable[[Work], T]) -> T:
+    async def write(self, fn: Callable[[Work], T], lane: str = "") -> T:
         """Run ``fn`` in a transaction, and tell subscribers and compute what it changed.
 
-        A transaction that lost a race is repeated.  Raises what ``fn`` raises, and TryAgain when races do
-        not end.
+        One of a ``lane`` (`db.lanes`) waits for the others of it without a connection.  A transaction that
+        lost a race is repeated.  Raises what ``fn`` raises, and TryAgain when races do not end.
         """
         events: list[Event] = []
 
@@ -89,7 +90,7 @@ class BuiltinNetwork:
 
         for _ in range(RACES):
             try:
-                result = await self._db.write(transaction)
+                result = await self._db.write(Queued(lane, transaction) if lane else transaction)
                 break
             except UniqueViolation as error:
                 lost = error
@@ -141,7 +142,7 @@ class BuiltinNetwork:
             return vifs_of(work.tx, request.instance_uuid, self.options.bridge)
 
         try:
-            return await self.write(make)
+            return await self.write(make, f"ports {request.project_id}")
         except Refused as error:
             raise Failed(str(error)) from error
 
