@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
+from kilonova.cell_bus import CellBus
+from kilonova.cell_parts import CellParts
 from kilonova.clock import Clock, SystemClock
 from kilonova.control_plane import ControlPlane, Places, new_uuid
 from kilonova.db import hosts
@@ -72,6 +75,7 @@ class Controller(ControlPlane):
     roll: Roll
     news: WiringNews
     periodic: Periodic
+    cells: CellParts | None = None
     _end_news: Callable[[], None] = lambda: None
 
     @classmethod
@@ -131,6 +135,8 @@ class Controller(ControlPlane):
         await self.ear.open()
         progress("unfinished operations")
         await self.runner.start(sole=False)
+        self.cells = CellParts(self, partial(CellBus.open, self, self.clock))
+        await self.cells.start()
         self.periodic.every(RECOVER, "interrupted uploads", self.image.recover)
         self.periodic.every(RECOVER, "events that nobody heard", self.network.deliver_pending)
         await self.network.deliver_pending()
@@ -139,6 +145,8 @@ class Controller(ControlPlane):
         """Take no more requests, let steps end, give the rest to the others."""
         await self.periodic.stop()
         await asyncio.gather(self.runner.stop(), self.stop_serving())
+        if self.cells is not None:
+            await self.cells.stop()
         self._end_news()
         await self.ear.close()
         await asyncio.gather(self.roll.stop(), self.news.stop(), self.caller.close())

@@ -21,6 +21,7 @@ class _Lazy(click.Group):
         "demo-fleet": "kilonova.cli.demo_fleet:demo_fleet",
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",
+        "cell": "kilonova.cli.cell:cell",
         "explain": "kilonova.cli.explain:explain",
         "doctor": "kilonova.cli.doctor:doctor",
         "operation": "kilonova.cli.operation:operation",

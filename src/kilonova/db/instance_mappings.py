@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
 from kilonova.db.tables.cells import instance_mappings
@@ -78,8 +78,8 @@ LIVING_OF_IN = Statement(
     .limit(bindparam("page_size"))
 )
 HELD = Statement(select(_t.c.project_id, _t.c.user_id, _t.c.flavor).where(_t.c.state != GONE))
+UUIDS_IN = Statement(select(_t.c.instance_uuid).where(_t.c.cell_uuid == bindparam("cell_uuid")))
 NOW = Statement(select(db_now()))
-COUNT = Statement(select(func.count()).select_from(_t).where(_t.c.cell_uuid == bindparam("cell_uuid")))
 DROP_CELL = Statement(delete(_t).where(_t.c.cell_uuid == bindparam("cell_uuid")))
 
 
@@ -163,6 +163,16 @@ def living_in(tx: Tx, cell_uuid: str, project_id: str | None, limit: int) -> lis
     else:
         rows = tx.all(LIVING_OF_IN, cell_uuid=cell_uuid, project_id=project_id, page_size=limit)
     return [_from_row(row) for row in rows]
+
+
+def uuids_in(tx: Tx, cell_uuid: str) -> frozenset[str]:
+    """All that are mapped there, deleted or not."""
+    return frozenset(row[0] for row in tx.all(UUIDS_IN, cell_uuid=cell_uuid))
+
+
+def drop_cell(tx: Tx, cell_uuid: str) -> None:
+    """Forget what is mapped there: for a cell that goes."""
+    tx.run(DROP_CELL, cell_uuid=cell_uuid)
 
 
 def now(tx: Tx) -> int:

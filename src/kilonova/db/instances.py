@@ -5,12 +5,12 @@ Rows of deleted servers stay; ``deleted_at`` tells them from the living.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, case, or_, select
+from sqlalchemy import bindparam, case, func, or_, select
 from sqlalchemy import update as update_clause
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
@@ -39,6 +39,8 @@ SHOW = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid"), _livi
 SHOW_ANY = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid")))
 BY_HOST = Statement(select(*_t.columns).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
 UUIDS_BY_HOST = Statement(select(_t.c.uuid).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
+UUIDS = Statement(select(_t.c.uuid).order_by(_t.c.id))
+COUNT = Statement(select(func.count()).select_from(_t).where(_living))
 _differs = _t.c.power_state != bindparam("power_state")
 OBSERVE = Statement(
     update_clause(_t)
@@ -131,6 +133,16 @@ def by_host(tx: Tx, host: str) -> list[Instance]:
 def uuids_by_host(tx: Tx, host: str) -> list[str]:
     """As ``by_host``, only their ids."""
     return [row[0] for row in tx.all(UUIDS_BY_HOST, host=host)]
+
+
+def count(tx: Tx) -> int:
+    """How many living servers there are."""
+    return int(tx.scalar(COUNT))
+
+
+def uuids_but(tx: Tx, known: Collection[str]) -> list[str]:
+    """The servers of this database, deleted ones too, that are not among the ``known``, oldest first."""
+    return [row[0] for row in tx.all(UUIDS) if row[0] not in known]
 
 
 @lru_cache(maxsize=1024)
