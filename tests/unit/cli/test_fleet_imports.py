@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-DATABASE = ("sqlalchemy", "psycopg", "alembic", "kilonova.db", "kilonova.journal", "kilonova.services.identity")
+DATABASE = ("sqlalchemy", "psycopg", "alembic", "kilonova.db", "kilonova.journal", "kilonova.api")
 FLEET = ("nats", "nkeys", "psycopg")
 
 
