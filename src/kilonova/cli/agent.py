@@ -19,6 +19,8 @@ from kilonova.cli.running import (
 if TYPE_CHECKING:
     from kilonova.settings import Settings
 
+REPLACED = 78  # the exit status after which it must not be started again by itself
+
 
 @click.command()
 @click.option("--driver", type=click.Choice(["libvirt", "fake"]), default="libvirt", show_default=True)
@@ -41,4 +43,6 @@ async def _run(settings: Settings) -> None:
     ready = f"ready: host {process.host}, session {process.session}"
     await until_told(process, lambda: process.start(progress), ready, process.over)
     if process.why:
-        raise click.ClickException(process.why)
+        error = click.ClickException(process.why)
+        error.exit_code = REPLACED
+        raise error
