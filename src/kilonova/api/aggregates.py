@@ -9,6 +9,7 @@ import structlog
 from msgspec import UNSET
 
 from kilonova.api.call import Call
+from kilonova.api.over_cells import servers_elsewhere
 from kilonova.api.query import NO_KEYS
 from kilonova.api.routes import Route
 from kilonova.api.schema.aggregates import (
@@ -71,13 +72,31 @@ async def _changed(call: Call, fn: Callable[[Tx], Aggregate]) -> dict[str, Any]:
     return _shown(call, changed)
 
 
+async def _busy(call: Call, number: int, *names: str) -> tuple[str, ...]:
+    """The hosts (of the aggregate, or those named) that have servers in cells besides the first.
+
+    Raises DatabaseUnavailable for a cell that does not answer: nobody knows whether its servers may move.
+    """
+    if call.cloud.cells is None:
+        return ()
+
+    def look(tx: Tx) -> list[Host | None]:
+        return [hosts.show(tx, name) for name in names or aggregates.show(tx, number).hosts]
+
+    found = [host for host in await call.cloud.top.read(look) if host is not None]
+    return tuple([host.host for host in found if await servers_elsewhere(call, host)])
+
+
 async def update(call: Call) -> dict[str, Any]:
     number, given, now = _number(call), call.body.aggregate, call.cloud.clock.now()
     if given.name is None and given.availability_zone is UNSET:
         raise Invalid("No updates were requested. Give 'name' or 'availability_zone'.")
+    busy = await _busy(call, number) if given.availability_zone is not UNSET else ()
     return await _changed(
         call,
-        lambda tx: aggregates.change(tx, number, now, name=given.name, zone=given.availability_zone),
+        lambda tx: aggregates.change(
+            tx, number, now, name=given.name, zone=given.availability_zone, busy=busy
+        ),
     )
 
 
@@ -90,7 +109,10 @@ async def set_metadata(call: Call) -> dict[str, Any]:
             read_zone(zone)
         except ValueError as error:
             raise Invalid(f"Invalid input for field/attribute {ZONE}: {error}.") from error
-    return await _changed(call, lambda tx: aggregates.change(tx, number, now, zone=zone, metadata=given))
+    busy = await _busy(call, number) if zone is not UNSET else ()
+    return await _changed(
+        call, lambda tx: aggregates.change(tx, number, now, zone=zone, metadata=given, busy=busy)
+    )
 
 
 async def delete(call: Call) -> None:
@@ -102,9 +124,10 @@ async def add_host(call: Call) -> dict[str, Any]:
     """Placement is told as well; when it does not take it, the aggregate holds nevertheless, as in Nova."""
     number, name, now = _number(call), call.body.chosen.host, call.cloud.clock.now()
     found: list[Host | None] = []
+    busy = await _busy(call, number, name)
 
     def write(tx: Tx) -> Aggregate:
-        changed = aggregates.add_host(tx, number, name, now)
+        changed = aggregates.add_host(tx, number, name, now, busy)
         found[:] = [hosts.show(tx, name)]
         return changed
 
@@ -127,11 +150,12 @@ async def remove_host(call: Call) -> dict[str, Any]:
         return aggregates.show(tx, number), hosts.show(tx, name)
 
     found, host = await call.cloud.db.read(look)
+    busy = await _busy(call, number, name)
     placement, known = call.cloud.placement, host is not None and name in found.hosts
     if host is not None and known:
         await placement.set_aggregate(host.compute_id, found.uuid, False)
     try:
-        return await _changed(call, lambda tx: aggregates.remove_host(tx, number, name, now))
+        return await _changed(call, lambda tx: aggregates.remove_host(tx, number, name, now, busy))
     except Refused:
         if host is not None and known:
             await placement.set_aggregate(host.compute_id, found.uuid, True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kilonova.api.call import Call
 from kilonova.api.faults import NotSupported
+from kilonova.api.over_cells import by_host
 from kilonova.api.paging import next_link, page_of
 from kilonova.api.query import Keys
 from kilonova.api.routes import Route
@@ -49,6 +50,9 @@ async def _all(call: Call, *, servers: bool = False) -> list[Hypervisor]:
         return hosts.list_all(tx), host_stats.counts(tx), hosts.guests(tx) if servers else {}
 
     found, counts, guests = await call.cloud.db.read(read)
+    if call.cloud.cells is not None:
+        everything, counts = await by_host(call, found, host_stats.counts)
+        found, guests = await by_host(call, everything, hosts.guests if servers else lambda tx: {})
     providers = {one.uuid: one for one in await call.cloud.placement.providers()}
     now, down_time = call.cloud.clock.now(), call.cloud.settings.number("service_down_time")
     return [

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from kilonova.api.call import Call
+from kilonova.api.over_cells import servers_elsewhere
 from kilonova.api.routes import Route
 from kilonova.api.schema.kinds import is_uuid
 from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
@@ -22,6 +23,7 @@ _RULE = "os_compute_api:os-services"
 _PATH = "/os-services/{service_id}"
 _BY_UUID_SINCE = 53
 _FORCE_DOWN_SINCE = 11
+IN_USE = "Unable to delete compute service that is hosting instances. Migrate or delete the instances first."
 
 
 def _controllers(call: Call) -> list[Service]:
@@ -154,13 +156,12 @@ async def delete(call: Call) -> None:
         if host is None:
             raise _not_found(service_id)
         if instances.uuids_by_host(tx, host.host):
-            raise Conflict(
-                "Unable to delete compute service that is hosting instances. "
-                "Migrate or delete the instances first."
-            )
+            raise Conflict(IN_USE)
         return host
 
     found = await call.cloud.db.read(unused)
+    if await servers_elsewhere(call, found):
+        raise Conflict(IN_USE)
     # First the provider: while a server is on its way to the host, something is booked there.
     await call.cloud.placement.remove(found.compute_id)
 

@@ -14,6 +14,7 @@ from kilonova.api.shape import Span, since
 from kilonova.api.views.usages import by_project, nothing
 from kilonova.clock import parse_iso
 from kilonova.db import usages
+from kilonova.db.engine import Tx
 from kilonova.db.usages import ServerUsage
 from kilonova.errors import Invalid
 
@@ -62,14 +63,34 @@ async def _servers(
     limit, marker = None, None
     if call.version >= _PAGED_SINCE:
         limit, marker = page_of(call.query, call.cloud.settings.number("max_limit", "api"))
-    found = await call.cloud.db.read(
-        lambda tx: usages.in_period(
-            tx, period.start, period.stop, project_id=project_id, marker=marker, limit=limit
-        )
-    )
+    found = await _found(call, period, project_id, marker, limit)
     if limit is None or not found or len(found) < limit:
         return found, None
     return found, next_link(call.url, call.query, limit, found[-1].uuid)
+
+
+async def _found(
+    call: Call, period: _Period, project_id: str | None, marker: str | None, limit: int | None
+) -> list[ServerUsage]:
+    """Of all cells, those that do not answer left out (as in Nova).  Raises Invalid for the marker."""
+    cells = call.cloud.cells
+    after: tuple[str, str] | None = None
+    if cells is not None and marker is not None:
+        uuid, marker = marker, None
+        owners = [one.answer for one in await cells.each(lambda tx: usages.owner_of(tx, uuid)) if one.answer]
+        if not owners:
+            raise Invalid(f"marker [{uuid}] not found")
+        after = owners[0], uuid
+
+    def read(tx: Tx) -> list[ServerUsage]:
+        return usages.in_period(
+            tx, period.start, period.stop, project_id=project_id, marker=marker, after=after, limit=limit
+        )
+
+    if cells is None:
+        return await call.cloud.db.read(read)
+    every = [server for one in await cells.each(read) for server in one.answer or ()]
+    return sorted(every, key=lambda server: (server.project_id, server.uuid))[:limit]
 
 
 def _detailed(call: Call) -> bool:

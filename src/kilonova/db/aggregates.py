@@ -6,7 +6,7 @@ host, in the transaction that changes the aggregate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -128,8 +128,10 @@ def change(
     name: str | None = None,
     zone: Any = msgspec.UNSET,
     metadata: Mapping[str, str | None] | None = None,
+    busy: Collection[str] = (),
 ) -> Aggregate:
-    """Change what is given.  ``zone`` None: it is no zone any more; ``metadata``: None removes a key.
+    """Change what is given.  ``zone`` None: it is no zone any more; ``metadata``: None removes a key;
+    ``busy``: hosts that have servers in other databases.
 
     Raises NotFound, Conflict for a name that is taken, Invalid for a zone that its hosts cannot be in.
     """
@@ -139,7 +141,7 @@ def change(
     new_zone = found.availability_zone if zone is msgspec.UNSET else zone
     if new_zone != found.availability_zone:
         for host in found.hosts:
-            _move(tx, found, host, new_zone, Invalid)
+            _move(tx, found, host, new_zone, Invalid, busy)
     kept = {**found.metadata, **(metadata or {})}
     changed = msgspec.structs.replace(
         found,
@@ -174,7 +176,7 @@ def remove(tx: Tx, number: int) -> Aggregate:
     return found
 
 
-def add_host(tx: Tx, number: int, host: str, now: int) -> Aggregate:
+def add_host(tx: Tx, number: int, host: str, now: int, busy: Collection[str] = ()) -> Aggregate:
     """Raises NotFound (either), Conflict for a host that is in it already or cannot come into its zone."""
     found = show(tx, number)
     if hosts.show(tx, host) is None:
@@ -182,19 +184,19 @@ def add_host(tx: Tx, number: int, host: str, now: int) -> Aggregate:
     if host in found.hosts:
         raise Conflict(f"Aggregate {number} already has host {host}.")
     if found.availability_zone is not None:
-        _move(tx, found, host, found.availability_zone, Conflict)
+        _move(tx, found, host, found.availability_zone, Conflict, busy)
     tx.run(ADD_MEMBER, aggregate_id=number, host=host)
     _write(tx, found, now)
     return msgspec.structs.replace(found, hosts=tuple(sorted((*found.hosts, host))), updated_at=now)
 
 
-def remove_host(tx: Tx, number: int, host: str, now: int) -> Aggregate:
+def remove_host(tx: Tx, number: int, host: str, now: int, busy: Collection[str] = ()) -> Aggregate:
     """Raises NotFound, and Conflict when the servers on it would find themselves in another zone."""
     found = show(tx, number)
     if host not in found.hosts:
         raise NotFound(f"Aggregate {number} has no host {host}.")
     if found.availability_zone is not None:
-        _move(tx, found, host, None, Conflict)
+        _move(tx, found, host, None, Conflict, busy)
     tx.run(DROP_MEMBER, of=number, host=host)
     _write(tx, found, now)
     return msgspec.structs.replace(
@@ -208,7 +210,14 @@ def forget_host(tx: Tx, host: str) -> None:
         epochs.bump(tx, epochs.AGGREGATES)
 
 
-def _move(tx: Tx, aggregate: Aggregate, host: str, zone: str | None, refusal: type[Refused]) -> None:
+def _move(
+    tx: Tx,
+    aggregate: Aggregate,
+    host: str,
+    zone: str | None,
+    refusal: type[Refused],
+    busy: Collection[str],
+) -> None:
     """The host comes into another zone through this aggregate, or None: out of its zone.
 
     Raises ``refusal`` when it is in a third zone by another aggregate, or has servers.
@@ -222,7 +231,7 @@ def _move(tx: Tx, aggregate: Aggregate, host: str, zone: str | None, refusal: ty
     now_in = hosts.show(tx, host)
     if now_in is None or now_in.availability_zone == new_zone:
         return
-    if tx.one(HAS_SERVERS, host=host) is not None:
+    if host in busy or tx.one(HAS_SERVERS, host=host) is not None:
         raise refusal(
             f"Host {host} has servers, which would find themselves in another availability zone: "
             "migrate or delete them first."

@@ -47,6 +47,12 @@ _columns = (
 _flavor = msgspec.json.Decoder(UsedFlavor).decode
 
 
+def owner_of(tx: Tx, uuid: str) -> str | None:
+    """The project of a server, deleted or not."""
+    found: str | None = tx.scalar(select(_c.project_id).where(_c.uuid == uuid))
+    return found
+
+
 def in_period(
     tx: Tx,
     start: int,
@@ -54,9 +60,11 @@ def in_period(
     *,
     project_id: str | None = None,
     marker: str | None = None,
+    after: tuple[str, str] | None = None,
     limit: int | None = None,
 ) -> list[ServerUsage]:
-    """The servers that ran between two moments, by project and uuid; those after ``marker``, a uuid.
+    """The servers that ran between two moments, by project and uuid; those after ``marker``, a uuid, or
+    ``after`` a project and uuid.
 
     Raises Invalid for a marker that is no server.
     """
@@ -68,10 +76,13 @@ def in_period(
     if project_id is not None:
         clause = clause.where(_c.project_id == project_id)
     if marker is not None:
-        owner = tx.scalar(select(_c.project_id).where(_c.uuid == marker))
+        owner = owner_of(tx, marker)
         if owner is None:
             raise Invalid(f"marker [{marker}] not found")
-        clause = clause.where(or_(_c.project_id > owner, and_(_c.project_id == owner, _c.uuid > marker)))
+        after = owner, marker
+    if after is not None:
+        first, uuid = after
+        clause = clause.where(or_(_c.project_id > first, and_(_c.project_id == first, _c.uuid > uuid)))
     clause = clause.order_by(_c.project_id, _c.uuid)
     if limit is not None:
         clause = clause.limit(limit)

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from kilonova.clock import iso_z
 from kilonova.db import instance_mappings, instances, migrations
 from kilonova.db.cells import Cell
 from kilonova.db.engine import Database, Tx
 from kilonova.db.instance_mappings import MADE
+from kilonova.db.tables.compute import hosts as hosts_table
+from kilonova.db.tables.journal import signals
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
 from kilonova.model.flavor import Flavor
+from kilonova.model.host import Host
 from kilonova.model.instance import ImageMeta, Instance
 from kilonova.model.migration import Migration
 from kilonova.operations.cells import Cells
@@ -206,10 +210,6 @@ async def _wait(cloud: Celled, number: int, uuid: str) -> None:
 
 
 async def _signals(cloud: Celled, number: int) -> list[str]:
-    from sqlalchemy import select
-
-    from kilonova.db.tables.journal import signals
-
     rows = await cloud.dbs[number].read(lambda tx: tx.all(select(signals.c.instance_uuid)))
     return [row[0] for row in rows]
 
@@ -393,3 +393,88 @@ async def test_migrations_of_all_cells(cloud: Celled) -> None:
     assert (await cloud("GET", "/os-migrations?marker=m1", version=59)).status == 400
     cloud.option("list_records_by_skipping_down_cells", False, "api")
     assert (await cloud("GET", "/os-migrations", version=59)).status == 503
+
+
+# ---- what is asked of hosts and projects ----
+
+
+async def _far(cloud: Celled, name: str = "far") -> Host:
+    """A host of the second cell."""
+    made = await cloud.host(name)
+    await cloud.db.write(lambda tx: tx.run(update(hosts_table).values(cell_uuid=cloud.uuids[1])))
+    return made
+
+
+async def test_hypervisors_count_the_servers_of_their_cells(cloud: Celled) -> None:
+    far = await _far(cloud)
+    near = await cloud.host("near")
+    server = await cloud.put(1, host="far", node="n")
+    await cloud.put(0, host="near", node="n")
+    listed = (await cloud.get("/os-hypervisors/detail?with_servers=1", version=80))["hypervisors"]
+    assert [each["id"] for each in listed] == [far.compute_id, near.compute_id]
+    assert [one["uuid"] for one in listed[0]["servers"]] == [server.uuid]
+    assert [each["running_vms"] for each in listed] == [1, 1]
+    cloud.down(1)
+    left = (await cloud.get("/os-hypervisors", version=80))["hypervisors"]
+    assert [each["id"] for each in left] == [near.compute_id]
+
+
+@pytest.mark.capability("API-135")
+async def test_services_are_listed_whatever_their_cells_do(cloud: Celled) -> None:
+    await _far(cloud)
+    cloud.down(1)
+    found = (await cloud.get("/os-services?binary=nova-compute", version=69))["services"]
+    assert [(each["host"], each["state"]) for each in found] == [("far", "up")]
+
+
+async def test_a_service_with_servers_in_its_cell_is_not_deleted(cloud: Celled) -> None:
+    far = await _far(cloud)
+    server = await cloud.put(1, host="far", node="n")
+    path = f"/os-services/{far.service_uuid}"
+    assert (await cloud("DELETE", path, version=80)).status == 409
+    cloud.down(1)
+    assert (await cloud("DELETE", path, version=80)).status == 503
+    cloud.dbs[1].gone = False
+    await cloud.dbs[1].write(lambda tx: instances.mark_deleted(tx, server.uuid, 5))
+    assert (await cloud("DELETE", path, version=80)).status == 204
+
+
+@pytest.mark.capability("API-140")
+async def test_a_zone_is_not_changed_under_servers_of_any_cell(cloud: Celled) -> None:
+    await _far(cloud)
+    server = await cloud.put(1, host="far", node="n")
+    body = {"aggregate": {"name": "a", "availability_zone": "geneva"}}
+    number = (await cloud("POST", "/os-aggregates", body)).json["aggregate"]["id"]
+    path = f"/os-aggregates/{number}"
+    add, remove = {"add_host": {"host": "far"}}, {"remove_host": {"host": "far"}}
+    assert (await cloud("POST", f"{path}/action", add)).status == 409
+    await cloud.dbs[1].write(lambda tx: instances.mark_deleted(tx, server.uuid, 5))
+    assert (await cloud("POST", f"{path}/action", add)).status == 200
+    await cloud.put(1, host="far", node="n")
+    assert (await cloud("POST", f"{path}/action", remove)).status == 409
+    change = {"aggregate": {"availability_zone": "other"}}
+    assert (await cloud("PUT", path, change)).status == 400
+    metadata = {"set_metadata": {"metadata": {"availability_zone": "other"}}}
+    assert (await cloud("POST", f"{path}/action", metadata)).status == 400
+    assert (await cloud("PUT", path, {"aggregate": {"name": "b"}})).status == 200
+    cloud.down(1)
+    assert (await cloud("PUT", path, change)).status == 503
+
+
+async def test_usage_is_of_all_cells(cloud: Celled) -> None:
+    made = [await cloud.put(number) for number in (0, 1, 2)]
+    cloud.clock.advance(3600)
+    path = f"/os-simple-tenant-usage/p1?start=2020-01-01T00:00:00&end={iso_z(cloud.clock.now())[:-1]}"
+    usage = (await cloud.get(path, version=39, token=MEMBER))["tenant_usage"]
+    expected = sorted(each.uuid for each in made)
+    assert sorted(each["instance_id"] for each in usage["server_usages"]) == expected
+    seen: list[str] = []
+    marker = ""
+    for _ in range(3):
+        page = await cloud.get(f"{path}&limit=1{marker}", version=40, token=MEMBER)
+        (one,) = page["tenant_usage"]["server_usages"]
+        seen.append(one["instance_id"])
+        marker = f"&marker={seen[-1]}"
+    assert seen == expected
+    reply = await cloud("GET", f"{path}&marker=nothing", version=40, token=MEMBER)
+    assert reply.status == 400
