@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kilonova.clock import SystemClock
 from kilonova.errors import TryAgain
 from kilonova.model.port import Vif
@@ -24,6 +26,7 @@ from tests.unit.virt.sources import Images, guest
 
 PATIENCE = 120.0  # seconds
 LIBVIRTD_PID = Path("/run/kilonova/daemons/libvirtd.pid")
+HUGE = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")
 DAEMONS = Path(__file__).parents[2] / "tools/host-daemons.sh"
 
 
@@ -116,6 +119,31 @@ async def opened(instances: Path, **options: Any) -> AsyncIterator[Host]:
 
 def qemu_pid(spec: GuestSpec) -> int:
     return int(Path(f"/run/libvirt/qemu/{spec.uuid}.pid").read_text())
+
+
+@contextlib.contextmanager
+def large_pages(count: int) -> Iterator[None]:
+    """So many more pages of 2 MiB, if the kernel has them."""
+    before = int(HUGE.read_text()) if HUGE.exists() else 0
+    try:
+        HUGE.write_text(str(before + count))
+    except OSError as error:
+        pytest.skip(f"no large pages on this machine: {error}")
+    try:
+        if int(HUGE.read_text()) < before + count:
+            pytest.skip("the kernel has no room for large pages")
+        yield
+    finally:
+        HUGE.write_text(str(before))
+
+
+def threads(uuid: str) -> dict[str, set[int]]:
+    """QEMU's threads by name ("CPU 0/TCG"), and the CPUs on which they may run."""
+    pid = Path(f"/run/libvirt/qemu/{uuid}.pid").read_text()
+    tasks = Path(f"/proc/{int(pid)}/task")
+    return {
+        (each / "comm").read_text().strip(): os.sched_getaffinity(int(each.name)) for each in tasks.iterdir()
+    }
 
 
 def kill_process(pid: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from kilonova.errors import Failed, HostFault
 from kilonova.model.host import Metric
 from kilonova.model.numa import GuestCell, GuestTopology, HostCell, Pages
 from kilonova.model.pci import PF, PciDevice
-from kilonova.rpc.messages import GuestSpec
 from kilonova.virt.libvirt.connection import Connection
 from kilonova.virt.libvirt.disks import DiskFile
 from kilonova.virt.libvirt.host_topology import CpuSets, NetworkCells, host_topology
@@ -27,13 +26,12 @@ from kilonova.virt.libvirt.placement import PlacedCell, Placement
 from kilonova.virt.libvirt.report import read_cpu_stats, read_facts
 from kilonova.virt.libvirt.topology import Topology
 from kilonova.virt.libvirt.xml.domain import Blueprint, Cpu, domain_xml
-from tests.real.libvirt_host import Host, opened, qemu_pid
+from tests.real.libvirt_host import Host, large_pages, opened, qemu_pid, threads
 from tests.unit.virt.machines import hardware
 from tests.unit.virt.sources import guest
 
 pytestmark = pytest.mark.real
 
-HUGE = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")
 TWO = {"vcpus": 2, "memory_mb": 64}
 
 
@@ -43,30 +41,6 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
         pytest.skip("pins cannot be told apart on one CPU")
     async with opened(tmp_path / "instances") as made:
         yield made
-
-
-@contextlib.contextmanager
-def large_pages(count: int) -> Iterator[None]:
-    """So many more pages of 2 MiB, if the kernel has them."""
-    before = int(HUGE.read_text()) if HUGE.exists() else 0
-    try:
-        HUGE.write_text(str(before + count))
-    except OSError as error:
-        pytest.skip(f"no large pages on this machine: {error}")
-    try:
-        if int(HUGE.read_text()) < before + count:
-            pytest.skip("the kernel has no room for large pages")
-        yield
-    finally:
-        HUGE.write_text(str(before))
-
-
-def threads(spec: GuestSpec) -> dict[str, set[int]]:
-    """QEMU's threads by name ("CPU 0/TCG"), and the CPUs on which they may run."""
-    tasks = Path(f"/proc/{qemu_pid(spec)}/task")
-    return {
-        (each / "comm").read_text().strip(): os.sched_getaffinity(int(each.name)) for each in tasks.iterdir()
-    }
 
 
 def numa(*cells: GuestCell, **more: Any) -> GuestTopology:
@@ -80,7 +54,7 @@ def numa(*cells: GuestCell, **more: Any) -> GuestTopology:
 async def test_pinned_cpus_run_where_they_were_claimed(host: Host, first: int, second: int) -> None:
     cell = GuestCell(id=0, dedicated=(0, 1), memory_mib=64, host_cell=0, pinning={0: first, 1: second})
     spec = await host.running(flavor=TWO, numa=numa(cell))
-    found = threads(spec)
+    found = threads(spec.uuid)
     assert (found["CPU 0/TCG"], found["CPU 1/TCG"]) == ({first}, {second})
 
 
@@ -89,7 +63,7 @@ async def test_the_emulator_has_a_cpu_of_its_own(host: Host) -> None:
     spec = await host.running(
         flavor={"vcpus": 1, "memory_mb": 64}, numa=numa(cell, emulator_threads="isolate")
     )
-    found = threads(spec)
+    found = threads(spec.uuid)
     assert found["CPU 0/TCG"] == {1}
     assert found["IO mon_iothread"] <= {0, 1}
     tune = ET.fromstring(await host.domain_xml(spec)).find("cputune/emulatorpin")
@@ -102,10 +76,10 @@ async def test_guests_without_cells_float_on_the_shared_cpus(tmp_path: Path) -> 
         report = await host.driver.report()
         assert (report.inventories["VCPU"].total, report.inventories["PCPU"].total) == (1, 1)
         floating = await host.running(flavor=TWO)
-        assert threads(floating)["CPU 0/TCG"] == threads(floating)["CPU 1/TCG"] == {1}
+        assert threads(floating.uuid)["CPU 0/TCG"] == threads(floating.uuid)["CPU 1/TCG"] == {1}
         cell = GuestCell(id=0, shared=(0,), dedicated=(1,), memory_mib=64, host_cell=0, pinning={1: 0})
         mixed = await host.running(flavor=TWO, numa=numa(cell))
-        assert (threads(mixed)["CPU 0/TCG"], threads(mixed)["CPU 1/TCG"]) == ({1}, {0})
+        assert (threads(mixed.uuid)["CPU 0/TCG"], threads(mixed.uuid)["CPU 1/TCG"]) == ({1}, {0})
 
 
 async def test_a_guest_has_the_cells_that_it_was_promised(host: Host) -> None:

@@ -188,13 +188,12 @@ def _by_pattern(address: str, text: str) -> Callable[[Found], bool]:
     wanted = tuple(
         _part(name, given or "*", text) for name, given in zip(_PARTS, match.groups(), strict=True)
     )
-    whole = "*" not in wanted
 
     def matches(found: Found) -> bool:
         device = found.device
         own = all(want in ("*", part) for want, part in zip(wanted, parts(device.address), strict=True))
-        of_parent = whole and device.parent is not None and parts(device.parent) == wanted
-        return own or of_parent  # a physical function stands for its virtual ones
+        of_parent = device.parent is not None and parts(device.parent) == wanted
+        return own or of_parent  # a physical function that is named whole stands for its virtual ones
 
     return matches
 
