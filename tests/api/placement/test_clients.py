@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +173,135 @@ async def test_allocations_at_each_band(as_user: As, version: str) -> None:
 async def test_others_are_refused(as_user: As) -> None:
     for command in ("resource provider list", "resource class list", "trait list"):
         await as_user("demo").refused(command, "403")
+
+
+async def test_candidates(as_user: As) -> None:
+    """A host with two devices, and disks that it shares with another."""
+    admin, aggregate = as_user(), new()
+
+    async def provider(name: str, *resources: str, parent: str = "") -> str:
+        above = f"--parent-provider {parent}" if parent else ""
+        (made,) = await admin.openstack(f"resource provider create {name} {above} -f json")
+        words = " ".join(f"--resource {each}" for each in resources)
+        await admin.openstack(f"resource provider inventory set {made['uuid']} {words}")
+        return str(made["uuid"])
+
+    await admin.openstack("resource class create CUSTOM_CARD", "trait create CUSTOM_RED")
+    host = await provider("host3", "VCPU=8", "MEMORY_MB=4096")
+    red = await provider("card-red", "CUSTOM_CARD=1", parent=host)
+    blue = await provider("card-blue", "CUSTOM_CARD=1", parent=host)
+    disks = await provider("disks", "DISK_GB=100")
+    await admin.openstack(
+        f"resource provider trait set {red} --trait CUSTOM_RED",
+        f"resource provider trait set {disks} --trait MISC_SHARES_VIA_AGGREGATE",
+        f"resource provider aggregate set {host} --aggregate {aggregate} --generation 1",
+        f"resource provider aggregate set {disks} --aggregate {aggregate} --generation 2",
+    )
+    names = {host: "host", red: "red", blue: "blue", disks: "disks"}
+
+    async def listed(options: str, version: str = "1.39") -> list[str]:
+        (found,) = await as_user(version=version).openstack(f"allocation candidate list {options} -f json")
+        several: dict[int, list[str]] = {}
+        for each in found:
+            words = f"{names[each['resource provider']]}:{each['allocation']}"
+            several.setdefault(each["#"], []).append(words)
+        return sorted(" ".join(sorted(each)) for each in several.values())
+
+    one = "--resource VCPU=1 --resource CUSTOM_CARD=1"
+    for version in ("1.29", "1.37", "1.39"):  # the ones in between the client does not speak
+        assert await listed(one, version) == [
+            "blue:CUSTOM_CARD=1 host:VCPU=1",
+            "host:VCPU=1 red:CUSTOM_CARD=1",
+        ]
+    assert await listed(one, "1.28") == []
+    for version in ("1.10", "1.11", "1.12", "1.17", "1.28"):
+        both = "--resource VCPU=1 --resource DISK_GB=5"
+        assert await listed(both, version) == ["disks:DISK_GB=5 host:VCPU=1"]
+    assert await listed(f"{one} --required CUSTOM_RED") == ["host:VCPU=1 red:CUSTOM_CARD=1"]
+    assert await listed(f"{one} --forbidden CUSTOM_RED") == ["blue:CUSTOM_CARD=1 host:VCPU=1"]
+    assert await listed(f"{one} --required CUSTOM_RED,HW_CPU_X86_AVX") == ["host:VCPU=1 red:CUSTOM_CARD=1"]
+    assert len(await listed(f"{one} --limit 1")) == 1
+    assert len(await listed(f"{one} --member-of {aggregate}")) == 2
+    assert await listed(f"{one} --member-of {new()}") == []
+    groups = "--resource VCPU=2 --group 1 --resource CUSTOM_CARD=1 --group 2 --resource CUSTOM_CARD=1"
+    each = "blue:CUSTOM_CARD=1 host:VCPU=2 red:CUSTOM_CARD=1"
+    assert await listed(f"{groups} --group-policy isolate") == [each, each]
+    red_first = f"{groups} --required CUSTOM_RED --group-policy isolate"
+    assert await listed(red_first) == [each]
+    assert await listed(f"{red_first} --group A --resource DISK_GB=1") == [
+        f"{each[:18]} disks:DISK_GB=1{each[18:]}"
+    ]
+    await as_user().refused("allocation candidate list --resource VCPU=x", "400")
+    await as_user().refused("allocation candidate list --resource NOPE=1", "400")
+    await as_user(version="1.9").refused("allocation candidate list --resource VCPU=1", "1.10")
+    await as_user("demo").refused("allocation candidate list --resource VCPU=1", "403")
+    await admin.openstack(
+        *(f"resource provider delete {each}" for each in (red, blue, host, disks)),
+        "resource class delete CUSTOM_CARD",
+        "trait delete CUSTOM_RED",
+    )
+
+
+async def test_many_at_once(as_user: As) -> None:
+    """Inventories of all members of an aggregate, allocations that are looked at with their provider."""
+    admin, aggregate, consumer = as_user(), new(), new()
+    hosts = []
+    for number in range(2):
+        (made,) = await admin.openstack(f"resource provider create member{number} -f json")
+        hosts.append(made["uuid"])
+        await admin.openstack(
+            f"resource provider aggregate set {made['uuid']} --aggregate {aggregate} --generation 0",
+            f"resource provider inventory set {made['uuid']} --resource VCPU=4",
+        )
+    ratio = (
+        f"resource provider inventory set {aggregate} --aggregate --amend "
+        "--resource VCPU:allocation_ratio=4.0"
+    )
+    dry, real = await admin.openstack(f"{ratio} --dry-run -f json", f"{ratio} -f json")
+    assert {each["allocation_ratio"] for each in (*dry, *real)} == {4.0}
+    both = " ".join(f"--allocation rp={host},VCPU=3" for host in hosts)
+    await admin.openstack(
+        f"resource provider allocation set {consumer} {both} --project-id p --user-id u "
+        "--consumer-type INSTANCE"
+    )
+    shown, usage, alone = await admin.openstack(
+        f"resource provider show {hosts[0]} --allocations -f json",
+        "resource usage show p -f json",
+        f"resource provider allocation unset {consumer} --provider {hosts[1]} -f json",
+    )
+    assert shown["allocations"] == {consumer: {"resources": {"VCPU": 3}, "consumer_generation": 1}}
+    assert usage, "a table of types since 1.38, or of classes"
+    assert [each["resource_provider"] for each in alone] == [hosts[0]]
+    await admin.openstack(
+        f"resource provider allocation delete {consumer}",
+        *(f"resource provider delete {host}" for host in hosts),
+    )
+
+
+async def test_no_command_is_left_out() -> None:
+    """Every command that osc-placement has is run in this file."""
+    text = " ".join(Path(__file__).read_text().split())
+    known = {each.name.replace("_", " ") for each in entry_points(group="openstack.placement.v1")}
+    assert len(known) >= 31
+    assert {each for each in known if each not in text} == set()
+
+
+async def test_the_sdk(as_user: As) -> None:
+    def use(cloud: Any) -> list[Any]:
+        placement = cloud.placement
+        made = placement.create_resource_provider(name="sdk")
+        placement.create_resource_provider_inventory(made, "VCPU", total=4)
+        candidates = list(placement.allocation_candidates(resources="VCPU:1"))
+        found = [
+            placement.find_resource_provider("sdk").id == made.id,
+            [set(each.allocations) == {made.id} for each in candidates],
+            [each.total for each in placement.resource_provider_inventories(made)],
+            placement.get_resource_class("VCPU").name,
+            placement.create_trait("CUSTOM_SDK").name,
+            "CUSTOM_SDK" in {each.name for each in placement.traits()},
+        ]
+        placement.delete_trait("CUSTOM_SDK")
+        placement.delete_resource_provider(made)
+        return found
+
+    assert await as_user().sdk(use) == [True, [True], [4], "VCPU", "CUSTOM_SDK", True]

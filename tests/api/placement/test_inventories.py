@@ -44,7 +44,8 @@ async def test_all_at_once(face: Face) -> None:
     assert found == {"inventories": {"VCPU": WHOLE, "DISK_GB": filled(5)}, "resource_provider_generation": 1}
     assert await face.get(at(id)) == found
     is_fault(await face.call("PUT", at(id), body), 409, "placement.concurrent_update")
-    body = {"resource_provider_generation": 1, "inventories": {"DISK_GB": {"total": 6}}}
+    one = {"total": 6, "resource_provider_generation": 7}  # which is not looked at
+    body = {"resource_provider_generation": 1, "inventories": {"DISK_GB": one}}
     found = (await face.call("PUT", at(id), body, v=0)).expect(200).json
     assert found == {"inventories": {"DISK_GB": filled(6)}, "resource_provider_generation": 2}
     (await face.call("DELETE", at(id), v=4)).expect(405)
@@ -64,6 +65,10 @@ async def test_one_by_one(face: Face) -> None:
     body = {"resource_class": "MEMORY_MB", "resource_provider_generation": 0, "total": 1}
     is_fault(await face.call("POST", at(id), body), 409, "placement.concurrent_update")
     assert await face.get(at(id, "VCPU")) == {"resource_provider_generation": 1, **WHOLE}
+    other = await face.provider()
+    for name in ("VGPU", "VCPU"):  # openstacksdk sends no generation
+        (await face.call("POST", at(other), {"resource_class": name, "total": 1})).expect(201)
+    assert await face.generation(other) == 2
     change = {"resource_provider_generation": 1, "total": 20}
     found = (await face.call("PUT", at(id, "VCPU"), change)).expect(200).json
     assert found == {"resource_provider_generation": 2, **filled(20)}

@@ -37,14 +37,21 @@ class WithGeneration(Fields, forbid_unknown_fields=True, kw_only=True):
     resource_provider_generation: int
 
 
-class Posted(Fields, forbid_unknown_fields=True, kw_only=True):
+class Record(Fields, forbid_unknown_fields=True, kw_only=True):
+    """One of several; the generation in it means nothing, but is allowed."""
+
+    resource_provider_generation: int | None = None
+
+
+class Posted(Record, forbid_unknown_fields=True, kw_only=True):
+    """Here the generation is optional, unlike everywhere else."""
+
     resource_class: str
-    resource_provider_generation: int
 
 
 class Whole(msgspec.Struct, forbid_unknown_fields=True):
     resource_provider_generation: int
-    inventories: dict[str, Fields]
+    inventories: dict[str, Record]
 
 
 def inventory_of(call: Call, name: str, of: str, body: Fields) -> Inventory:
