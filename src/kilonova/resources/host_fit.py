@@ -23,22 +23,30 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING = Fitted()
+NO_TOPOLOGY = "the host reports no NUMA topology, and the server needs one"
 
 
 def fit_host(host: HostResources, wanted: Wanted, *, packing: bool = False) -> Fitted:
     """Raises DoesNotFit with all reasons, joined by "; "."""
     if wanted.nothing:
         return NOTHING
-    reasons = [each for each in (_missing_devices(host, wanted), _missing_cells(host, wanted)) if each]
-    if reasons:
-        raise DoesNotFit("; ".join(reasons))
     free = pci_fit.free_devices(host.devices)
-    numa = wanted.numa and _fit_cells(host, wanted, free, packing)
+    try:
+        numa = wanted.numa and _fit_cells(host, wanted, free, packing)
+    except DoesNotFit as error:
+        raise _all_reasons(host, wanted, error) from error
     holdings = _devices(host.topology, wanted, free, _cells(numa))
-    assert holdings is not None, "the cells were chosen so that the devices fit"
+    if holdings is None:  # of a server without cells: those with cells were put where their devices fit
+        raise DoesNotFit(str(_missing_devices(host, wanted)))
     taken = {address for holding in holdings for address in holding.addresses}
     devices = tuple(device for device in free if device.address in taken)
     return Fitted(numa=numa, holdings=holdings, devices=devices)
+
+
+def _all_reasons(host: HostResources, wanted: Wanted, error: DoesNotFit) -> DoesNotFit:
+    """What is wrong of devices and of cells, each for itself, and if it is neither, of both together."""
+    reasons = [each for each in (_missing_devices(host, wanted), _missing_cells(host, wanted)) if each]
+    return DoesNotFit("; ".join(reasons)) if reasons else error
 
 
 def _missing_devices(host: HostResources, wanted: Wanted) -> str | None:
@@ -56,7 +64,7 @@ def _missing_cells(host: HostResources, wanted: Wanted) -> str | None:
     if wanted.numa is None:
         return None
     if host.topology is None:
-        return "the host reports no NUMA topology, and the server needs one"
+        return NO_TOPOLOGY
     use = numa_fit.use_of(host.guests)
     try:
         numa_fit.fit(host.topology, use, wanted.numa, wanted.limits)
@@ -82,7 +90,8 @@ def _devices(
 def _fit_cells(host: HostResources, wanted: Wanted, free: list[PciDevice], packing: bool) -> GuestTopology:
     """The cells, where devices and networks are near as they must be.  Raises DoesNotFit."""
     topology, numa = host.topology, wanted.numa
-    assert topology is not None and numa is not None
+    if topology is None or numa is None:
+        raise DoesNotFit(NO_TOPOLOGY)
     use = numa_fit.use_of(host.guests)
     near = pci_fit.wanted_cells(free, wanted.pci)
     spare = (

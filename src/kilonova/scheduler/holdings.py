@@ -25,9 +25,6 @@ IDLE = 10 * SECOND  # for requests that want nothing of it
 CHUNK = 500  # hosts of one statement
 KEPT = 64  # requests whose answers are kept
 
-Answer = tuple[int, Limits, str | None]
-"""Of which generation, under which limits, the reason for a no."""
-
 
 class Holdings:
     def __init__(self, db: Database, clock: Clock) -> None:
@@ -36,7 +33,8 @@ class Holdings:
         self._clock = clock
         self._read_at = 0
         self.hosts: dict[str, HostResources] = {}  # by compute id; without those that have nothing
-        self._answers: OrderedDict[bytes, dict[str, Answer]] = OrderedDict()
+        self.free_devices: dict[str, int] = {}  # compute id -> devices that nobody has
+        self._answers: OrderedDict[bytes, Answers] = OrderedDict()
 
     def forget(self) -> None:
         """Something of it was just taken or given back: look again before the next decision."""
@@ -52,50 +50,59 @@ class Holdings:
             return
         self._read_at = now
         known = {compute_id: host.generation for compute_id, host in self.hosts.items()}
-        self.hosts = await self._db.read(lambda tx: _changed(tx, self.hosts, known))
+        changed, gone = await self._db.read(lambda tx: _changed(tx, known))
+        for compute_id in gone:
+            self.hosts.pop(compute_id, None)
+            self.free_devices.pop(compute_id, None)
+        for compute_id, host in changed.items():
+            self.hosts[compute_id] = host
+            self.free_devices[compute_id] = len(free_devices(host.devices))
         columns.pci_free[:] = 0
-        for compute_id, number in self.free_devices().items():
+        for compute_id, number in self.free_devices.items():
             row = columns.row_of_provider.get(compute_id)
             if row is not None:
                 columns.pci_free[row] = number
 
-    def free_devices(self) -> Mapping[str, int]:
-        """Compute id -> devices that nobody has, of hosts that have any."""
-        return {
-            compute_id: len(free_devices(host.devices))
-            for compute_id, host in self.hosts.items()
-            if host.devices
-        }
-
-    def reason(self, compute_id: str, wanted: Wanted, limits: Limits) -> str | None:
-        """Why a host cannot give what is wanted; None when it can."""
-        host = self.hosts.get(compute_id) or HostResources(compute_id=compute_id)
-        answers = self._answers_for(wanted)
-        found = answers.get(compute_id)
-        if found is None or found[:2] != (host.generation, limits):
-            found = answers[compute_id] = (host.generation, limits, _reason(host, wanted, limits))
-        return found[2]
-
-    def _answers_for(self, wanted: Wanted) -> dict[str, Answer]:
+    def answers(self, wanted: Wanted) -> Answers:
+        """What hosts say to a request; to be asked once for many hosts."""
         key = msgspec.msgpack.encode(wanted)
         found = self._answers.get(key)
         if found is None:
-            found = self._answers[key] = {}
+            found = self._answers[key] = Answers(wanted)
             if len(self._answers) > KEPT:
                 self._answers.popitem(last=False)
         else:
             self._answers.move_to_end(key)
+        found.hosts = self.hosts
         return found
 
 
-def _changed(tx: Tx, hosts: dict[str, HostResources], known: dict[str, int]) -> dict[str, HostResources]:
-    """The hosts as they are now; those whose generation is as it was are not read."""
+class Answers:
+    """What hosts have said to one request, each kept as long as it holds."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.hosts: Mapping[str, HostResources] = {}
+        self._wanted = wanted
+        self._kept: dict[str, tuple[HostResources, float | None, float | None, str | None]] = {}
+
+    def reason(self, compute_id: str, cpu_ratio: float | None, ram_ratio: float | None) -> str | None:
+        """Why a host cannot give what is wanted, with these limits; None when it can."""
+        host = self.hosts.get(compute_id) or HostResources(compute_id=compute_id)
+        kept = self._kept.get(compute_id)
+        if kept is None or kept[0].generation != host.generation or kept[1:3] != (cpu_ratio, ram_ratio):
+            reason = _reason(host, self._wanted, Limits(cpu_ratio=cpu_ratio, ram_ratio=ram_ratio))
+            kept = self._kept[compute_id] = (host, cpu_ratio, ram_ratio, reason)
+        return kept[3]
+
+
+def _changed(tx: Tx, known: dict[str, int]) -> tuple[dict[str, HostResources], list[str]]:
+    """The hosts whose generation is another one, and those that are gone."""
     now = host_resources.generations(tx)
     others = [compute_id for compute_id, generation in now.items() if known.get(compute_id) != generation]
-    result = {compute_id: host for compute_id, host in hosts.items() if compute_id in now}
+    changed: dict[str, HostResources] = {}
     for start in range(0, len(others), CHUNK):
-        result.update(host_resources.read_many(tx, others[start : start + CHUNK]))
-    return result
+        changed.update(host_resources.read_many(tx, others[start : start + CHUNK]))
+    return changed, [compute_id for compute_id in known if compute_id not in now]
 
 
 def _reason(host: HostResources, wanted: Wanted, limits: Limits) -> str | None:

@@ -10,7 +10,7 @@ from kilonova.db import host_report, host_resources, hosts
 from kilonova.db.engine import Database, Tx
 from kilonova.errors import NoValidHost
 from kilonova.model.host import Inventory
-from kilonova.model.host_resources import HostResources, Limits, Wanted
+from kilonova.model.host_resources import HostResources, Wanted
 from kilonova.model.numa import HostTopology
 from kilonova.model.pci import HeldDevice
 from kilonova.resources.claims import Claims
@@ -127,14 +127,14 @@ async def test_only_what_has_changed_is_read_again(cells: Cells, clock: VirtualC
     holdings, columns = Holdings(cells.db, clock), await cells.scheduler.view.current()
     await holdings.look(columns)
     first = dict(holdings.hosts)
-    assert holdings.free_devices() == {"node-a": 1, "node-b": 1}
+    assert holdings.free_devices == {"node-a": 1, "node-b": 1}
     await cells.take("u1", SPECIAL, requested_host="node-a")
     await holdings.look(columns)
     assert holdings.hosts == first  # it is not a second old
     await holdings.look(columns, anew=True)
     assert holdings.hosts["node-b"] is first["node-b"]
     assert len(holdings.hosts["node-a"].guests) == 1
-    assert holdings.free_devices() == {"node-a": 0, "node-b": 1}
+    assert holdings.free_devices == {"node-a": 0, "node-b": 1}
     assert [int(columns.pci_free[columns.row_of_provider[name]]) for name in ("node-a", "node-b")] == [0, 1]
     await cells.db.write(lambda tx: host_resources.forget(tx, "node-b"))
     clock.advance(2)
@@ -155,16 +155,16 @@ def test_answers_are_kept_until_something_changes(clock: VirtualClock) -> None:
     nothing: Any = None
     holdings = Holdings(nothing, clock)
     wanted = Wanted(pci=Claims(nothing, nothing, aliases=ALIASES).wanted(flavor_with(SPECIAL), {}).pci)
-    assert holdings.reason("c", wanted, Limits()) is not None
+    assert holdings.answers(wanted).reason("c", None, None) is not None
     there = HostResources(
         compute_id="c", generation=1, devices=tuple(HeldDevice(device=device(1)) for _ in "x")
     )
     holdings.hosts = {"c": there}
-    assert holdings.reason("c", wanted, Limits()) is None
+    assert holdings.answers(wanted).reason("c", None, None) is None
     holdings.hosts = {"c": HostResources(compute_id="c", generation=1)}
-    assert holdings.reason("c", wanted, Limits()) is None  # of the same generation: kept
+    assert holdings.answers(wanted).reason("c", None, None) is None  # of the same generation: kept
     holdings.hosts = {"c": HostResources(compute_id="c", generation=2)}
-    assert holdings.reason("c", wanted, Limits()) is not None
+    assert holdings.answers(wanted).reason("c", None, None) is not None
 
 
 def test_the_names_may_stand_among_the_enabled_filters() -> None:

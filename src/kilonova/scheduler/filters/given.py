@@ -17,12 +17,17 @@ from kilonova.scheduler.question import Filter, Question
 
 def limits_of(columns: Columns, row: int) -> Limits:
     """How far the cells of a host may be over-committed: as far as the host."""
+    cpu_ratio, ram_ratio = _ratios(columns, row)
+    return Limits(cpu_ratio=cpu_ratio, ram_ratio=ram_ratio)
+
+
+def _ratios(columns: Columns, row: int) -> tuple[float | None, float | None]:
     provision = columns.provisions[row]
-    inventories = {} if provision is None else provision.inventories
-    cpus, memory = inventories.get("VCPU"), inventories.get("MEMORY_MB")
-    return Limits(
-        cpu_ratio=None if cpus is None else cpus.allocation_ratio,
-        ram_ratio=None if memory is None else memory.allocation_ratio,
+    if provision is None:
+        return None, None
+    cpus, memory = provision.inventories.get("VCPU"), provision.inventories.get("MEMORY_MB")
+    return None if cpus is None else cpus.allocation_ratio, (
+        None if memory is None else memory.allocation_ratio
     )
 
 
@@ -34,13 +39,20 @@ def _devices(question: Question) -> Wanted:
 def _reason(question: Question, row: int, wanted: Wanted) -> str | None:
     assert question.holdings is not None
     compute_id = question.columns.record(row).compute_id
-    return question.holdings.reason(compute_id, wanted, limits_of(question.columns, row))
+    return question.holdings.answers(wanted).reason(compute_id, *_ratios(question.columns, row))
 
 
 def _fitting(question: Question, among: Mask, wanted: Wanted) -> Mask:
-    mask = np.zeros(question.columns.room, np.bool_)
-    for row in np.flatnonzero(among).tolist():
-        mask[row] = _reason(question, row, wanted) is None
+    assert question.holdings is not None
+    columns, answers = question.columns, question.holdings.answers(wanted)
+    mask = np.zeros(columns.room, np.bool_)
+    mask[
+        [
+            row
+            for row in np.flatnonzero(among).tolist()
+            if answers.reason(columns.record(row).compute_id, *_ratios(columns, row)) is None
+        ]
+    ] = True
     return mask
 
 
