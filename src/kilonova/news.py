@@ -14,6 +14,7 @@ from kilonova.rpc.nats_desk import CHANGED, HostVoice
 log = structlog.get_logger("kilonova.hosts")
 
 GATHER = 0.02  # seconds in which changes become one look at whom they concern
+MOST = 1000  # news in one message
 
 News = tuple[str, str]
 """What has changed ("port" or "network") and its id."""
@@ -44,16 +45,18 @@ class WiringNews:
             await self._clock.sleep(GATHER)
             changed, self._changed = sorted(self._changed), set()
             try:
-                for host, session, news in await self._db.read(lambda tx, all_=changed: _concerned(tx, all_)):  # type: ignore[misc]
-                    self._voice.say(host, session, CHANGED, news)
+                concerned = await self._db.read(lambda tx, all_=changed: _concerned(tx, all_))  # type: ignore[misc]
+                for (host, session), news in concerned.items():
+                    for first in range(0, len(news), MOST):
+                        self._voice.say(host, session, CHANGED, tuple(news[first : first + MOST]))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is late and not lost
                 log.error("hosts are not told of changes", changes=len(changed), error=repr(error))
 
 
-def _concerned(tx: Tx, changed: list[News]) -> list[tuple[str, str, News]]:
-    """Host, session of its agent, and what it should look at."""
+def _concerned(tx: Tx, changed: list[News]) -> dict[tuple[str, str], list[News]]:
+    """Host and session of its agent -> what it should look at."""
     sessions: dict[str, str] = {}
-    result = []
+    result: dict[tuple[str, str], list[News]] = {}
     for kind, thing in changed:
         if kind == "port":
             found = {network_ports.host_of(tx, thing)}
@@ -64,5 +67,5 @@ def _concerned(tx: Tx, changed: list[News]) -> list[tuple[str, str, News]]:
                 known = hosts.session(tx, host)
                 sessions[host] = known[0] if known else ""
             if sessions[host]:
-                result.append((host, sessions[host], (kind, thing)))
+                result.setdefault((host, sessions[host]), []).append((kind, thing))
     return result

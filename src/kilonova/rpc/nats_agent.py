@@ -33,7 +33,7 @@ LONGEST_PAUSE = 10.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _echo = msgspec.msgpack.Decoder(Echo)
-_changed = msgspec.msgpack.Decoder(tuple[str, str])
+_changed = msgspec.msgpack.Decoder(tuple[tuple[str, str], ...])
 
 VERBS = wire.verbs_of(HostAgent)
 
@@ -110,7 +110,8 @@ class AgentOnBus:
             if verb == ECHO:
                 self._take_echo(_echo.decode(data))
             elif verb == CHANGED:
-                self._serving.changed(*_changed.decode(data))
+                for kind, thing in _changed.decode(data):
+                    self._serving.changed(kind, thing)
             else:
                 self._answers.heard(subject, data, reply)
         except (msgspec.DecodeError, ValueError) as error:

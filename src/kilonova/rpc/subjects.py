@@ -9,6 +9,7 @@ from hearing, or speaking as, another one.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from kilonova.errors import Invalid
@@ -20,6 +21,7 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 
 
+@functools.lru_cache(maxsize=65_536)
 def token(name: str) -> str:
     """A name as one part of a subject: what is not a letter, a digit, ``-`` or ``_`` becomes ``=XX``.
 
