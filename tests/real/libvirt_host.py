@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -123,18 +125,20 @@ def qemu_pid(spec: GuestSpec) -> int:
 
 @contextlib.contextmanager
 def large_pages(count: int) -> Iterator[None]:
-    """So many more pages of 2 MiB, if the kernel has them."""
-    before = int(HUGE.read_text()) if HUGE.exists() else 0
-    try:
-        HUGE.write_text(str(before + count))
-    except OSError as error:
-        pytest.skip(f"no large pages on this machine: {error}")
-    try:
-        if int(HUGE.read_text()) < before + count:
-            pytest.skip("the kernel has no room for large pages")
-        yield
-    finally:
-        HUGE.write_text(str(before))
+    """So many more pages of 2 MiB, if the kernel has them.  They are the machine's: one test at a time."""
+    with Path(tempfile.gettempdir(), "kilonova-large-pages.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(HUGE.read_text()) if HUGE.exists() else 0
+        try:
+            HUGE.write_text(str(before + count))
+        except OSError as error:
+            pytest.skip(f"no large pages on this machine: {error}")
+        try:
+            if int(HUGE.read_text()) < before + count:
+                pytest.skip("the kernel has no room for large pages")
+            yield
+        finally:
+            HUGE.write_text(str(before))
 
 
 def threads(uuid: str) -> dict[str, set[int]]:
