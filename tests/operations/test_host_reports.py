@@ -222,3 +222,16 @@ async def test_a_class_moves_at_the_start_and_at_no_other_time(tmp_path: Path) -
             await cloud.register(await reports.first())
         assert await cloud.placement.held("c" * 32) == {below.uuid: {"CUSTOM_SHARE": 3}}
         await cloud.placement.release("c" * 32)
+
+
+@pytest.mark.capability("RT-21")
+async def test_metrics_are_stored_with_the_node(tmp_path: Path) -> None:
+    async with started(tmp_path, compute_monitors=["cpu.virt_driver"]) as cloud:
+        reports = cloud.host.reports
+        first = await cloud.db.read(lambda tx: hosts.show(tx, "h1"))
+        assert first is not None and len(first.metrics) == 10 and first.metrics == reports.latest.metrics
+        fake_driver(cloud).cpu_times = {"user": 9, "kernel": 0, "idle": 9, "iowait": 0, "frequency": 5}
+        assert await reports.tell_news(cloud.register)
+        second = await cloud.db.read(lambda tx: hosts.show(tx, "h1"))
+        assert second is not None and second.metrics == reports.latest.metrics != first.metrics
+        assert {each.name: each.value for each in second.metrics}["cpu.percent"] == 50

@@ -52,6 +52,8 @@ TUNNEL = [cfg.ListOpt("numa_nodes", default=[], item_type=types.Integer(min=0))]
 FAKE = [
     cfg.StrOpt("numa_cells", default="", help="JSON: HostCells that the fake host has."),
     cfg.StrOpt("pci_devices", default="", help="JSON: PciDevices that the fake host has."),
+    cfg.StrOpt("inventories", default="", help='JSON: more of the fake host, {"CUSTOM_X": {"total": 5}}.'),
+    cfg.StrOpt("items", default="", help="JSON: Items that its providers list one by one, provider by name."),
     cfg.StrOpt("providers", default="", help="JSON: nested ProviderReports of the fake host."),
 ]
 

@@ -335,15 +335,22 @@ def test_fake_hardware_by_the_settings(tmp_path: Path) -> None:
         'pci_devices = [{"address": "0000:01:00.0", "vendor_id": "10de", "product_id": "1db4"},'
         ' {"address": "0000:02:00.0", "vendor_id": "8086", "product_id": "1db4"}]\n'
         'providers = [{"name": "n", "inventories": {"CUSTOM_X": {"total": 3}}}]\n'
+        'inventories = {"CUSTOM_Y": {"total": 7}, "MEMORY_MB": {"total": 6000}}\n'
+        'items = [{"provider": "", "resource_class": "CUSTOM_Y", "identifier": "1"},'
+        ' {"provider": "n", "resource_class": "CUSTOM_X", "identifier": "2"}]\n'
         '[pci]\ndevice_spec = {"vendor_id": "10de", "resource_class": "gpu"}\nreport_in_placement = true\n',
     )
     found = hardware_from(chosen)
     assert found.capacity(CAPACITY) == {
         "VCPU": Inventory(total=3, max_unit=3),
         "PCPU": Inventory(total=1, max_unit=1),
-        "MEMORY_MB": Inventory(total=5120, max_unit=5120),
+        "MEMORY_MB": Inventory(total=6000),
         "DISK_GB": Inventory(total=100),
+        "CUSTOM_Y": Inventory(total=7),
     }
+    assert [each.provider for each in found.listed("node-1")] == ["node-1", nested_uuid("node-1", "n")]
+    without = msgspec.structs.replace(found, inventories={}).capacity(CAPACITY)
+    assert without["MEMORY_MB"] == Inventory(total=5120, max_unit=5120)
     assert [(each.name, sorted(each.inventories)) for each in found.tree("node-1", "h1")] == [
         ("n", ["CUSTOM_X"]),
         ("h1_0000:01:00.0", ["CUSTOM_GPU"]),
@@ -353,7 +360,14 @@ def test_fake_hardware_by_the_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["numa_cells = [{}]", "pci_devices = {", 'providers = [{"name": "n", "trait": 1}]']
+    "line",
+    [
+        "inventories = []",
+        "items = [1]",
+        "numa_cells = [{}]",
+        "pci_devices = {",
+        'providers = [{"name": "n", "trait": 1}]',
+    ],
 )
 def test_fake_hardware_that_is_none(tmp_path: Path, line: str) -> None:
     with pytest.raises(Failed, match=rf"\[fake\]{line.split()[0]} = "):

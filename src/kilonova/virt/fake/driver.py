@@ -150,6 +150,7 @@ class FakeDriver:
             started_at=self._clock.now(),
             numa=self.hardware.numa,
             pci_devices=self.hardware.devices(self._compute_id, self._host),
+            items=self.hardware.listed(self._compute_id),
             providers=self.hardware.tree(self._compute_id, self._host),
         )
 
