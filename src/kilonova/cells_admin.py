@@ -21,7 +21,7 @@ from kilonova.db.cell_mappings import FIRST_CELL, FIRST_CELL_NAME, CellMapping
 from kilonova.db.cells import PatientDatabase
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx, UniqueViolation
 from kilonova.db.instance_mappings import GONE, MADE, PENDING
-from kilonova.db.schema import bring_up, check
+from kilonova.db.schema import bring_up, check, revision
 from kilonova.errors import Conflict, Failed, Invalid, NotFound
 from kilonova.model.instance import Instance
 from kilonova.settings import Settings
@@ -189,7 +189,7 @@ class CellsAdmin:
         db = open_database(mapping.database_connection, self.clock, threads=1)
         try:
             patient = PatientDatabase(db, mapping.name, self.clock, PATIENCE)
-            await patient.read(lambda tx: None)  # writes are waited for without end
+            await revision(patient)  # writes are waited for without end
             await bring_up(db)
         finally:
             await db.close()

@@ -246,6 +246,27 @@ async def test_a_cell_that_is_disabled_takes_no_new_servers(two: Two) -> None:
     assert (await two.settled(two.second, server.uuid)).host == "far"
 
 
+async def test_a_cell_that_does_not_answer_takes_no_new_servers(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def gone(fn: Any) -> Any:
+        asked.append(fn)
+        raise DatabaseUnavailable("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(two.second.db, "read", gone)
+        for _ in range(2):
+            (server,) = await two.boot()
+            assert (await two.settled(two.first, server.uuid)).host == "h1"
+        assert len(asked) == 1  # and is left alone for a while
+        with pytest.raises(DatabaseUnavailable):
+            patch.setattr(two.second.db, "write", gone)
+            await two.boot(host="far")  # for which there is no other
+    assert (await two.used())["instances"] == 3  # of which one is found out about later
+
+
 @pytest.mark.capability("API-98")
 async def test_a_deletion_gives_everything_back_once(two: Two) -> None:
     server = await two.made()

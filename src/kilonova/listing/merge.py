@@ -220,8 +220,8 @@ class Merge(Generic[T]):
         if stream.error is None:
             return
         if not self._tolerant:
-            raise Unreachable(
-                f"The cell {stream.source.name} does not respond, and lists without it are not allowed: "
-                f"{stream.error}"
+            log.error("a list fails for a cell", cell=stream.source.name, error=str(stream.error))
+            raise Unreachable(  # who asks need not know where databases are
+                f"The cell {stream.source.name} does not respond, and lists without it are not allowed."
             ) from stream.error
         log.warning("a cell is left out of a list", cell=stream.source.name, error=str(stream.error))

@@ -14,9 +14,10 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from kilonova.clock import SECOND
 from kilonova.db import instance_mappings
 from kilonova.db.cell_mappings import FIRST_CELL, FIRST_CELL_NAME
-from kilonova.db.cells import Cell
+from kilonova.db.cells import Cell, PatientDatabase
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx
 from kilonova.errors import Unreachable
 from kilonova.operations.cloud import Cloud
@@ -24,6 +25,9 @@ from kilonova.operations.cloud import Cloud
 log = structlog.get_logger("kilonova.cells")
 
 T = TypeVar("T")
+
+AT_ONCE = 3.0  # seconds in which a cell has to answer that is to take a new server
+LEFT_ALONE = 30 * SECOND  # for how long one that did not gets none
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Cells:
         self._cells: dict[str, tuple[Cell, Cloud]] = {
             FIRST_CELL: (Cell(FIRST_CELL, FIRST_CELL_NAME, first.db), first)
         }
+        self._silent_until: dict[str, int] = {}
         first.cells = self
 
     def add(self, cell: Cell, cloud: Cloud) -> None:
@@ -78,6 +83,23 @@ class Cells:
 
     async def of_server(self, uuid: str) -> Cloud:
         return self.cloud(await self.top.read(lambda tx: instance_mappings.cell_of(tx, uuid)))
+
+    async def answers(self, uuid: str) -> bool:
+        """Whether a cell answers at once; one that did not is not asked again for a while."""
+        if uuid == FIRST_CELL:
+            return True  # or nothing does
+        now = self.first.clock.now()
+        if now < self._silent_until.get(uuid, 0):
+            return False
+        cell = self._cells[uuid][0]
+        patient = PatientDatabase(cell.db, cell.name, self.first.clock, AT_ONCE)
+        try:
+            await patient.read(instance_mappings.now)
+        except DatabaseUnavailable as error:
+            log.warning("a cell takes no new servers: it does not answer", cell=cell.name, error=str(error))
+            self._silent_until[uuid] = self.first.clock.now() + LEFT_ALONE
+            return False
+        return True
 
     async def each(self, fn: Callable[[Tx], T]) -> list[Told[T]]:
         """Ask the databases of all cells at once; cells that do not answer in time say why."""

@@ -34,19 +34,27 @@ Make = Callable[[Tx, Cloud, list[Instance]], list[Instance]]
 
 
 async def chosen(cells: Cells, request: ServerRequest) -> Cloud:
-    """The cell that has the best host for it, among those that take new servers.
+    """The cell that has the best host for it, among those that take new servers and answer.
 
     Where no host will do it is the cell of the host that was named, or the first one: the server tells why.
     """
     if not cells.several:
         return cells.first
-    open_ones = frozenset(cell.uuid for cell in cells.all if not cell.disabled)
-    best = await cells.first.scheduler.cell_for(replace(request, cells=open_ones))
-    if best is None:
-        named = request.forced_host or request.requested_host
-        host = await cells.top.read(lambda tx: hosts.show(tx, named)) if named else None
-        best = (host.cell_uuid or FIRST_CELL) if host is not None else FIRST_CELL
-    return cells.cloud(best)
+    open_ones = {cell.uuid for cell in cells.all if not cell.disabled}
+    while True:
+        asked = replace(request, cells=frozenset(open_ones))
+        best = await cells.first.scheduler.cell_for(asked)
+        if best is None:
+            return cells.cloud(await _named(cells, request))
+        if await cells.answers(best):
+            return cells.cloud(best)
+        open_ones.discard(best)
+
+
+async def _named(cells: Cells, request: ServerRequest) -> str:
+    named = request.forced_host or request.requested_host
+    host = await cells.top.read(lambda tx: hosts.show(tx, named)) if named else None
+    return FIRST_CELL if host is None or host.cell_uuid is None else host.cell_uuid
 
 
 async def make(cells: Cells, cloud: Cloud, book: Book, make: Make) -> list[Instance]:
