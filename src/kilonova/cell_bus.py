@@ -30,8 +30,9 @@ _TRANSPORT = re.compile(r"(nats|tls)://([^/\s@]*)/([A-Za-z0-9_-]{1,64}(?:\.[A-Za
 
 
 def read_transport(settings: Settings, url: str) -> BusOptions:
-    """``nats://host:4222,host2:4222/PREFIX``; without hosts the servers of [nats].  Keys and certificates are
-    those of [nats].
+    """``nats://host:4222,host2:4222/PREFIX``; without hosts the servers of [nats].  Certificates are those of
+    [nats]; so is the key, unless there is one for this prefix beside it: ``controller-PREFIX.nk`` where
+    [nats]nkey_seed_file is ``controller.nk``.
 
     Raises Invalid.
     """
@@ -44,7 +45,11 @@ def read_transport(settings: Settings, url: str) -> BusOptions:
     scheme, servers, prefix = found.groups()
     own = bus_options(settings)
     listed = tuple(f"{scheme}://{each}" for each in servers.split(",") if each)
-    return replace(own, servers=listed or own.servers, prefix=prefix)
+    seed = own.seed_file
+    if seed is not None:
+        its_own = seed.with_name(f"{seed.stem}-{prefix}{seed.suffix}")
+        seed = its_own if its_own.exists() else seed
+    return replace(own, servers=listed or own.servers, prefix=prefix, seed_file=seed)
 
 
 @dataclass
