@@ -51,6 +51,8 @@ def test_devices_without_cells() -> None:
 def test_the_guest_goes_to_the_cell_of_its_device() -> None:
     found = fit_host(resources(1), Wanted(numa=guest(2, **PINNED), pci=(request(),)))
     assert cells_of(found) == [1]
+    found = fit_host(resources(1), Wanted(numa=guest(2, **PINNED), pci=(request(policy="preferred"),)))
+    assert cells_of(found) == [1]
 
 
 def test_a_guest_that_wants_no_device_leaves_their_cell_alone() -> None:

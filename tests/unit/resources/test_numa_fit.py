@@ -89,6 +89,7 @@ def test_idle_siblings_are_held_too() -> None:
     found = fit(host(cell(0, cpus=4)), {}, wanted)
     assert (found.cells[0].pinning, found.cells[0].reserved) == ({0: 0, 1: 2}, (1, 3))
     assert "suit the policy 'isolate'" in refused(host(cell(0, cpus=4)), wanted, found)
+    assert "free: none" in refused(host(cell(0, cpus=4)), guest(1, **PINNED), found)
 
 
 def test_a_sibling_that_no_guest_may_have_disturbs_nobody() -> None:
@@ -106,6 +107,9 @@ def test_floating_cpus_and_the_ratio() -> None:
     first = fit(topology, {}, wanted, Limits(cpu_ratio=1.5))
     assert first.cells[0].pinning == {}
     assert fit(topology, use_of([first]), wanted, Limits(cpu_ratio=1.5)).cells[0].host_cell == 0
+    assert "12 of 8 x 1.5" in refused(
+        topology, guest(1, hw__numa_nodes="1"), first, first, limits=Limits(cpu_ratio=1.5)
+    )
     assert "12 of 8 x 1.5" in refused(topology, wanted, first, first, limits=Limits(cpu_ratio=1.5))
     assert fit(topology, use_of([first] * 9), wanted).cells[0].host_cell == 0  # without a limit
     assert "9 shared CPUs wanted, 8 there" in refused(topology, guest(9, hw__numa_nodes="1"))
