@@ -43,6 +43,6 @@ async def _run(settings: Settings) -> None:
     ready = f"ready: host {process.host}, session {process.session}"
     await until_told(process, lambda: process.start(progress), ready, process.over)
     if process.why:
-        error = click.ClickException(process.why)
-        error.exit_code = REPLACED
-        raise error
+        replaced = click.ClickException(process.why)
+        replaced.exit_code = REPLACED
+        raise replaced
