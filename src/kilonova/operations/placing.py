@@ -6,12 +6,14 @@ from typing import Any
 
 from kilonova.db import server_groups
 from kilonova.db.engine import Tx
+from kilonova.model.flavor import Flavor
 from kilonova.model.host_resources import Wanted
-from kilonova.model.instance import Instance
+from kilonova.model.instance import ImageMeta, Instance
 from kilonova.operations.cloud import Cloud
-from kilonova.resources.claims import is_special
+from kilonova.resources.claims import Claims, is_special_kind
 from kilonova.scheduler.request import Candidate, Selection, ServerRequest
 from kilonova.scheduler.wanted import wanted_of
+from kilonova.settings import Settings
 
 
 def request_of(cloud: Cloud, instance: Instance, **more: Any) -> ServerRequest:
@@ -19,27 +21,40 @@ def request_of(cloud: Cloud, instance: Instance, **more: Any) -> ServerRequest:
 
     Raises Invalid for a flavor and an image that contradict each other.
     """
-    image, settings = instance.image, cloud.settings
+    own = {
+        "uuid": instance.uuid,
+        "project_id": instance.project_id,
+        "hints": instance.hints,
+        "availability_zone": instance.pinned_availability_zone,
+        "cells": cloud.own_cells,
+    }
+    return request_for_flavor(
+        cloud.settings, cloud.claims, instance.flavor, instance.image, **{**own, **more}
+    )
+
+
+def request_for_flavor(
+    settings: Settings, claims: Claims, flavor: Flavor, image: ImageMeta | None, **more: Any
+) -> ServerRequest:
+    """The same for a flavor and an image.  ``more``: at least ``uuid`` and ``project_id``."""
     properties = image.properties if image else {}
     typed = image is not None and settings.flag("query_placement_for_image_type_support", "scheduler")
     wanted = wanted_of(
-        instance.flavor,
+        flavor,
         properties,
         image_traits=settings.flag("image_metadata_prefilter", "scheduler"),
         disk_format=image.disk_format if image is not None and typed else None,
         root_disk=image is not None,
     )
+    special = claims.wanted(flavor, properties) if is_special_kind(flavor, properties) else Wanted()
     return ServerRequest(
-        uuid=instance.uuid,
-        project_id=instance.project_id,
         wanted=wanted,
-        special=cloud.claims.wanted(instance.flavor, properties) if is_special(instance) else Wanted(),
-        flavor=instance.flavor.name,
+        special=special,
+        flavor=flavor.name,
         image_id=image.id if image else None,
         image_properties=properties,
-        extra_specs=instance.flavor.extra_specs,
-        hints=instance.hints,
-        **{"availability_zone": instance.pinned_availability_zone, "cells": cloud.own_cells, **more},
+        extra_specs=flavor.extra_specs,
+        **more,
     )
 
 
