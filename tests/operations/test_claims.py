@@ -145,10 +145,11 @@ async def test_cells_that_do_not_fit_though_the_amounts_do(pinning: Pinning) -> 
     assert (await pinning.boot("wide")).vm_state == Vm.ACTIVE
 
 
+@pytest.mark.capability("CL-2", "CL-8", "RT-7")
 async def test_a_build_that_fails_gives_everything_back(pinning: Pinning) -> None:
     fake_driver(pinning.cloud).faults.add("start", HostFault("ordered"))
     server = await pinning.boot("pinned")
-    assert server.vm_state == Vm.ERROR
+    assert (server.vm_state, server.host, server.node) == (Vm.ERROR, None, None)
     assert await pinning.free()
 
 

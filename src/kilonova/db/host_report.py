@@ -66,21 +66,33 @@ def take_over(tx: Tx, report: HostReport) -> list[str]:
 
     What they hold and the host has no more is told by `kilonova.resources.shortfalls`.
 
-    A host that has nothing of the kind and never had costs one statement.  Raises Conflict when an item is
+    A host that has nothing of the kind and never had costs one statement, and one of which all is known
+    already three; its generation stays (RT-24).  Raises Conflict when an item is
     not reported any more that a server holds (RT-23): nothing is changed then.
     """
     compute_id = report.compute_id
     topology = None if report.numa is None else encoded(report.numa)
-    if topology is None and not report.pci_devices and not report.items:
-        if tx.one(_TOPOLOGY, of=compute_id) is None:
+    known = tx.one(_TOPOLOGY, of=compute_id)
+    if known is None:
+        if topology is None and not report.pci_devices and not report.items:
             return []
-    else:
         tx.run(_ADD_HOST, compute_id=compute_id, generation=0, topology=topology)
+    elif known[0] == topology and _is_as_known(tx, report):
+        return []
     lock(tx, compute_id)
     if tx.scalar(_TOPOLOGY, of=compute_id) != topology:
         tx.run(_SET_TOPOLOGY, of=compute_id, new=topology)
     _take_items(tx, compute_id, report.items)
     return _take_devices(tx, compute_id, report.pci_devices)
+
+
+def _is_as_known(tx: Tx, report: HostReport) -> bool:
+    devices = {row[0]: (row[1], bool(row[3])) for row in tx.all(_DEVICES, of=report.compute_id)}
+    if devices != {each.address: (encoded(each), True) for each in report.pci_devices}:
+        return False
+    items = {tuple(row[:3]): row[3] for row in tx.all(_ITEMS, of=report.compute_id)}
+    told = {(each.provider, each.resource_class, each.identifier): encoded(each) for each in report.items}
+    return items == told
 
 
 def _take_devices(tx: Tx, compute_id: str, devices: tuple[PciDevice, ...]) -> list[str]:

@@ -67,6 +67,27 @@ async def test_reports_replace_one_another(db: Database) -> None:
     assert await known(db) == replace(await known(db), topology=None, devices=())
 
 
+@pytest.mark.capability("RT-24")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"numa": host(cell(0))},
+        {"numa": None},
+        {"pci_devices": (device(1, numa_cell=0),)},
+        {"pci_devices": (device(1, numa_cell=1), device(2, numa_cell=1))},
+        {"items": ()},
+    ],
+)
+async def test_only_what_is_new_is_written(db: Database, change: dict[str, Any]) -> None:
+    items = (Item(provider="p", resource_class="CUSTOM_PMEM", identifier="ns"),)
+    await tell(db, items=items)
+    before = await db.read(host_resources.generations)
+    await tell(db, items=items)
+    assert await db.read(host_resources.generations) == before
+    await tell(db, **{"items": items, **change})
+    assert await db.read(host_resources.generations) != before
+
+
 @pytest.mark.capability("RT-20")
 async def test_a_device_that_vanishes_under_a_server_stays_its_own(db: Database) -> None:
     await tell(db)

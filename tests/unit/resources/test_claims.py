@@ -218,6 +218,23 @@ async def test_a_special_servers_claim_is_found_and_released(claims: Claims, db:
     assert await claims.of(instance) is None and (await there(db)).guests == ()
 
 
+@pytest.mark.capability("CL-3")
+async def test_what_is_given_back_is_what_was_claimed(claims: Claims, db: Database) -> None:
+    """Whatever the server has become meanwhile."""
+    await taken(claims, "s1", SPECIAL)
+    await claims.release_server(server({"hw:numa_nodes": "2"}))
+    now = await there(db)
+    assert now.guests == () and not any(each.holder for each in now.devices)
+
+
+@pytest.mark.capability("RT-5")
+def test_ports_want_devices_beside_those_of_the_flavor(claims_without_database: Claims) -> None:
+    port = PciRequest(id="port", count=1, specs=({"physical_network": "a"},), port_id="p1")
+    wanted = claims_without_database.wanted(flavor_with(SPECIAL), {}, (port,))
+    assert [(each.alias, each.port_id) for each in wanted.pci] == [("a", None), (None, "p1")]
+    assert claims_without_database.wanted(flavor_with({}), {}, (port,)).pci == (port,)
+
+
 @pytest.mark.capability("RT-6")
 async def test_listed_items_are_given_out_one_by_one(claims: Claims) -> None:
     first = await taken(claims, "s1", {}, also_booked={ITEM: 3})
@@ -274,6 +291,7 @@ async def test_a_move_keeps_the_old_side_under_its_own_name(claims: Claims, db: 
     assert {claim.consumer for claim in both} == {"s1", "m1"}
 
 
+@pytest.mark.capability("RT-18")
 async def test_both_sides_may_be_on_one_host(claims: Claims, db: Database) -> None:
     old = await taken(claims, "s1", SPECIAL)
     await claims.set_aside("s1", "m1")
