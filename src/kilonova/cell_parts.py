@@ -31,6 +31,7 @@ from kilonova.rpc.host import HostDirectory
 
 log = structlog.get_logger("kilonova.cells")
 
+LOADS = 5.0  # seconds between looks for hosts of other cells that are busy
 LOOK = 60.0  # seconds between looks for cells that were added, changed or removed
 ENOUGH = 10.0  # seconds for the steps of a cell to end, and its connections to close
 CONNECT = 5  # seconds that a cell's server has to accept a connection
@@ -88,6 +89,7 @@ class CellParts:
         await self.look()
         self._periodic.every(LOOK, "cells", self.look)
         self._periodic.every(reconcile_mappings.EVERY, "pending mappings", self._reconcile)
+        self._periodic.every(LOADS, "loads of cells", self._look_at_loads)
 
     async def stop(self) -> None:
         await self._periodic.stop()
@@ -154,6 +156,10 @@ class CellParts:
         await part.runner.stop()
         await part.bus.close()
         await part.db.close()
+
+    async def _look_at_loads(self) -> None:
+        if self.cells is not None:
+            await self.cells.look_at_loads()
 
     async def _reconcile(self) -> None:
         if self.cells is not None:

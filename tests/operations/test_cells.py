@@ -447,6 +447,24 @@ async def test_a_host_belongs_to_its_cell(two: Two) -> None:
     assert await two.second.db.read(hosts.list_all) == []
 
 
+async def test_the_scheduler_hears_which_hosts_of_other_cells_are_busy(two: Two) -> None:
+    two.driver.faults.hold("start")
+    (server,) = await two.boot(host="far")
+    view = two.first.scheduler.view
+
+    async def busy() -> int:
+        await two.cells.look_at_loads()
+        columns = await view.current(anew=True)
+        return int(columns.io_ops[columns.row_of["far"]])
+
+    async with asyncio.timeout(20):
+        while await busy() != 1:  # it is on its way
+            await asyncio.sleep(0.01)
+    two.driver.faults.release("start")
+    assert (await two.settled(two.second, server.uuid)).vm_state == "active"
+    assert await busy() == 0
+
+
 async def test_a_cell_that_was_removed_takes_no_part_any_more(two: Two) -> None:
     server = await two.made()
     await two.first.db.write(lambda tx: cell_mappings.remove(tx, CELL))

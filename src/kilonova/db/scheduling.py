@@ -110,7 +110,7 @@ def all_hosts(tx: Tx) -> HostNews:
         epochs=epochs.read(tx),
         hosts=found,
         revisions=revisions,
-        heavy=_heavy_operations(tx),
+        heavy=heavy_operations(tx),
         ids=frozenset(revisions),
         heard={},
     )
@@ -131,7 +131,7 @@ def changed_hosts(tx: Tx, old: HostNews, *, known: Mapping[str, int], heard: boo
         epochs=new,
         hosts=found,
         revisions=revisions,
-        heavy=_heavy_operations(tx),
+        heavy=heavy_operations(tx),
         ids=_ids_of(tx, HOST_IDS) if _moved(old.epochs, new, epochs.HOSTS) else None,
         heard={row[0]: row[1] for row in tx.all(HEARD)} if heard else None,
     )
@@ -206,7 +206,7 @@ def _counts(tx: Tx, providers: Collection[str] | None) -> dict[str, int]:
     return {provider: int(count) for provider, count in rows}
 
 
-def _heavy_operations(tx: Tx) -> dict[str, int]:
+def heavy_operations(tx: Tx) -> dict[str, int]:
     """Host -> how many of its servers keep its disks busy."""
     return {host: int(count) for host, count in tx.all(HEAVY_OPERATIONS)}
 

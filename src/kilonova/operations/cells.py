@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from kilonova.clock import SECOND
-from kilonova.db import instance_mappings
+from kilonova.db import instance_mappings, scheduling
 from kilonova.db.cell_mappings import FIRST_CELL, FIRST_CELL_NAME
 from kilonova.db.cells import Cell, PatientDatabase
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx
@@ -104,6 +104,14 @@ class Cells:
     async def each(self, fn: Callable[[Tx], T]) -> list[Told[T]]:
         """Ask the databases of all cells at once; cells that do not answer in time say why."""
         return list(await asyncio.gather(*(self._ask(cell, cloud, fn) for cell, cloud in self._pairs())))
+
+    async def look_at_loads(self) -> None:
+        """Tell the scheduler which hosts of other cells are busy, which only these cells' servers tell."""
+        told = await self.each(scheduling.heavy_operations)
+        others = [one.answer or {} for one in told if one.cell.uuid != FIRST_CELL]
+        self.first.scheduler.view.heavy_elsewhere = {
+            host: count for some in others for host, count in some.items()
+        }
 
     def _pairs(self) -> list[tuple[Cell, Cloud]]:
         return list(self._cells.values())

@@ -44,6 +44,7 @@ class HostView:
         self.looks = 0
         self.columns = Columns(options.default_zone)
         self.elsewhere: frozenset[str] = frozenset()
+        self.heavy_elsewhere: Mapping[str, int] = {}  # host -> what other databases' servers do there
         self._host_news: HostNews | None = None
         self._provider_news: ProviderNews | None = None
         self._host_revisions: dict[str, int] = {}
@@ -122,10 +123,10 @@ class HostView:
             if known is not None:
                 columns.last_seen[known] = moment
         columns.io_ops[:] = 0
-        for name, count in news.heavy.items():
+        for name, count in (*news.heavy.items(), *self.heavy_elsewhere.items()):
             known = columns.row_of.get(name)
             if known is not None:
-                columns.io_ops[known] = count
+                columns.io_ops[known] += count
 
     def _apply_providers(self, news: ProviderNews) -> None:
         self._provider_news = news
