@@ -286,3 +286,31 @@ async def test_a_provider_is_removed_when_nothing_is_booked_on_it(placement: Pla
     await placement.remove(host)
     await placement.report(host, "again", STOCK, ())
     assert set((await summary(placement, host)).used.values()) == {0}
+
+
+async def test_a_host_speaks_of_no_other_hosts_providers(placement: Placement) -> None:
+    """An agent that was taken over could otherwise have the whole cloud's capacity for itself."""
+    ours, theirs, child = new(), new(), new()
+
+    def top(uuid: str) -> ProviderReport:
+        return ProviderReport(uuid=uuid, name=f"host-{uuid}", inventories=STOCK)
+
+    their_child = ProviderReport(
+        uuid=child, name=f"child-{child}", parent=theirs, inventories={"VGPU": STOCK["VCPU"]}
+    )
+    await placement.report_tree([top(theirs), their_child])
+    before = [await summary(placement, each) for each in (theirs, child)]
+    for known in (False, True):
+        for stolen in (
+            [top(ours), ProviderReport(uuid=theirs, name="mine", parent=ours)],
+            [top(ours), ProviderReport(uuid=child, name="mine", parent=ours)],
+            [ProviderReport(uuid=child, name="mine", inventories={})],
+            [top(ours), ProviderReport(uuid=theirs, name=f"host-{theirs}")],
+            [top(ours), ProviderReport(uuid=new(), name="mine", parent=theirs)],
+        ):
+            with pytest.raises(Conflict, match="in the tree of another host"):
+                await placement.report_tree(stolen)
+        assert [await summary(placement, each) for each in (theirs, child)] == before
+        if not known:
+            await placement.report_tree([top(ours)])
+    await placement.report_tree([top(theirs), their_child])

@@ -19,7 +19,11 @@ from kilonova.cli.running import (
 if TYPE_CHECKING:
     from kilonova.settings import Settings
 
-REPLACED = 78  # the exit status after which it must not be started again by itself
+
+class Replaced(click.ClickException):
+    """Another agent serves as the host: to start this one again would only shut that one out."""
+
+    exit_code = 78  # deploy/kilonova-agent.service knows it
 
 
 @click.command()
@@ -43,6 +47,4 @@ async def _run(settings: Settings) -> None:
     ready = f"ready: host {process.host}, session {process.session}"
     await until_told(process, lambda: process.start(progress), ready, process.over)
     if process.why:
-        replaced = click.ClickException(process.why)
-        replaced.exit_code = REPLACED
-        raise replaced
+        raise Replaced(process.why)

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, select, update
 from kilonova.db import placement_providers as providers
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.tables.placement import resource_providers
-from kilonova.errors import NotFound
+from kilonova.errors import Conflict, NotFound
 from kilonova.model.host import Inventory, ProviderReport
 
 _p = resource_providers
@@ -18,6 +18,9 @@ _REPORTED = Statement(
     update(_p).where(_p.c.uuid == bindparam("of"), _p.c.reported.is_(False)).values(reported=True)
 )
 _LOCK = Statement(select(_p.c.uuid).where(_p.c.uuid == bindparam("of")).with_for_update())
+_WHOSE = Statement(
+    select(_p.c.name, _p.c.parent, _p.c.root, _p.c.reported).where(_p.c.uuid == bindparam("of"))
+)
 _TREE = Statement(select(_p.c.uuid, _p.c.parent, _p.c.reported).where(_p.c.root == bindparam("root")))
 
 
@@ -80,11 +83,12 @@ def report_tree(tx: Tx, wanted: Sequence[ProviderReport]) -> list[str]:
 
     Providers below what is reported that were reported before and are not any more go away, but for those
     that somebody holds something of, and those above them: their uuids are the answer.  What others have put
-    into the tree by the API stays.  Raises what ``report`` does.
+    into the tree by the API stays.  Raises what ``report`` does, and Conflict for what is another host's.
     """
     named = {each.uuid for each in wanted}
     for uuid in sorted(named):  # in the order in which all take locks
         tx.one(_LOCK, of=uuid)
+    _check_ownership(tx, wanted)
     for each in wanted:
         report(tx, each)
     left: dict[str, str | None] = {}
@@ -94,6 +98,38 @@ def report_tree(tx: Tx, wanted: Sequence[ProviderReport]) -> list[str]:
     for uuid in named:
         left.pop(uuid, None)
     return [uuid for uuid in _leaves_first(left) if not _removed(tx, uuid)]
+
+
+def _check_ownership(tx: Tx, wanted: Sequence[ProviderReport]) -> None:
+    """A host speaks of its own tree: it takes no providers of others into it, puts none into theirs, and does
+    not tell what they have.  Raises Conflict."""
+    top, named = wanted[0], {each.uuid for each in wanted}
+    known = _known(tx, top.uuid)
+    above = _known(tx, known.parent) if known is not None and known.parent and top.parent is None else None
+    if known is not None and above is not None and above.reported:
+        raise _others(top.uuid, known.name)
+    root = None if known is None else known.root
+    for each in wanted[1:]:
+        for uuid in {each.uuid, each.parent or each.uuid}:
+            found = _known(tx, uuid)
+            if found is not None and found.root != root and not (uuid == each.parent and uuid in named):
+                raise _others(uuid, found.name)
+
+
+def _others(uuid: str, name: str) -> Conflict:
+    return Conflict(f"The resource provider {uuid} ({name}) is in the tree of another host.")
+
+
+class _Known(msgspec.Struct, frozen=True):
+    name: str
+    parent: str | None
+    root: str
+    reported: bool
+
+
+def _known(tx: Tx, uuid: str) -> _Known | None:
+    row = tx.one(_WHOSE, of=uuid)
+    return None if row is None else _Known(row[0], row[1], row[2], bool(row[3]))
 
 
 def _reported_below(tx: Tx, top: str) -> dict[str, str | None]:
