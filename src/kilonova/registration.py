@@ -9,7 +9,7 @@ from kilonova.db import host_report, host_resources, hosts
 from kilonova.db.engine import Tx
 from kilonova.model.host import DISABLED_TRAIT, Host, HostReport
 from kilonova.operations.cloud import Cloud
-from kilonova.resources.reshape import reshape
+from kilonova.resources.reshape import Following
 from kilonova.resources.shortfalls import shortfalls
 
 log = structlog.get_logger("kilonova.hosts")
@@ -44,6 +44,6 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
 async def _follow(cloud: Cloud, report: HostReport) -> None:
     """Move what is held to where the inventories are now.  Raises Conflict if there is no room."""
     devices = await cloud.top.read(lambda tx: host_resources.devices_held(tx, report.compute_id))
-    moved = await cloud.placement.follow(report.tree, lambda before: reshape(before, report, devices))
+    moved = await cloud.placement.follow(Following(report, devices))
     if moved is not None:
         log.info("allocations follow inventories", host=report.host, consumers=sorted(moved.allocations))

@@ -6,7 +6,7 @@ import pytest
 
 from kilonova.errors import Conflict
 from kilonova.model.host import HostReport, Inventory, ProviderReport
-from kilonova.resources.reshape import Before, Reshape, reshape
+from kilonova.resources.reshape import Following, Reshape
 from kilonova.services.placement.port import Placement
 from tests.contract.rigs import Rig, new
 
@@ -40,7 +40,7 @@ def gpu(root: str, number: int, total: int = 4) -> ProviderReport:
 
 
 async def followed(placement: Placement, after: HostReport) -> Reshape | None:
-    return await placement.follow(after.tree, lambda before: reshape(before, after, {}))
+    return await placement.follow(Following(after, {}))
 
 
 @pytest.mark.capability("RT-27")
@@ -79,7 +79,6 @@ async def test_without_room_all_stays_as_it_was(placement: Placement) -> None:
 
 
 async def test_a_tree_that_is_new_has_nothing_to_follow(placement: Placement) -> None:
-    def plan(before: Before) -> Reshape | None:
-        raise AssertionError("there was nothing before")
-
-    assert await placement.follow(report(new(), {"VCPU": CPUS}).tree, plan) is None
+    root = new()
+    assert await followed(placement, report(root, {"VCPU": CPUS}, gpu(root, 0))) is None
+    assert root not in {each.uuid for each in await placement.providers()}

@@ -1,8 +1,8 @@
-"""A host's whole tree of providers, with who holds what of it, and moving that to other providers of it."""
+"""What is held of a host's tree of providers, moved to other providers of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,13 +12,34 @@ from kilonova.db import placement_providers as providers
 from kilonova.db.engine import Tx
 from kilonova.errors import NotFound
 from kilonova.model.host import ProviderReport
-from kilonova.resources.reshape import Before, Reshape
+from kilonova.resources.reshape import Following, Reshape, Tree
 
 MANAGED = "COMPUTE_MANAGED_PCI_DEVICE"
 """The trait of providers that stand for PCI devices."""
 
 
-def before(tx: Tx, root: str) -> Before | None:
+def follow(tx: Tx, tree: Sequence[ProviderReport], what: Following) -> Reshape | None:
+    """Move what has to follow a report; providers that are new are made before.
+
+    None when nothing has to, which costs a few statements however much is held.  Raises Conflict.
+    """
+    known = _known(tx, tree[0].uuid)
+    if known is None:
+        return None
+    concerned = what.owners(known)
+    for uuid in sorted({provider for provider, _ in what.gone(known)}):
+        concerned |= allocations.on_provider(tx, uuid).keys()
+    held = {consumer: placement.held(tx, consumer) for consumer in sorted(concerned)}
+    found = what.reshape(known, {consumer: each for consumer, each in held.items() if each})
+    if found is None:
+        return None
+    new = [each for each in tree if each.uuid not in known.inventories]
+    placement_report.report_tree(tx, [msgspec.structs.replace(each, inventories={}) for each in new])
+    placement_reshape.rebooked(tx, found.inventories, found.allocations)
+    return found
+
+
+def _known(tx: Tx, root: str) -> Tree | None:
     """The tree below and with ``root``, which nobody books on until the transaction ends; None without it."""
     try:
         tree = sorted(providers.below(tx, providers.show(tx, root)))
@@ -26,26 +47,11 @@ def before(tx: Tx, root: str) -> Before | None:
         return None
     for uuid in tree:
         providers.lock(tx, uuid)
-    holders = {consumer for uuid in tree for consumer in allocations.on_provider(tx, uuid)}
-    return Before(
+    stock = {uuid: providers.stock(tx, uuid) for uuid in tree}
+    return Tree(
         inventories={
-            uuid: {name: stock.inventory for name, stock in providers.stock(tx, uuid).items()}
-            for uuid in tree
+            uuid: {name: one.inventory for name, one in each.items()} for uuid, each in stock.items()
         },
-        held={consumer: placement.held(tx, consumer) for consumer in sorted(holders)},
+        used={uuid: {name: one.used for name, one in each.items()} for uuid, each in stock.items()},
         of_devices=frozenset(uuid for uuid in tree if MANAGED in providers.traits_of.of(tx, uuid)),
     )
-
-
-def follow(
-    tx: Tx, tree: Sequence[ProviderReport], plan: Callable[[Before], Reshape | None]
-) -> Reshape | None:
-    """Move what is held as ``plan`` says; providers that are new are made before.  Raises what it does."""
-    known = before(tx, tree[0].uuid)
-    found = None if known is None else plan(known)
-    if known is None or found is None:
-        return None
-    new = [each for each in tree if each.uuid not in known.inventories]
-    placement_report.report_tree(tx, [msgspec.structs.replace(each, inventories={}) for each in new])
-    placement_reshape.rebooked(tx, found.inventories, found.allocations)
-    return found

@@ -7,7 +7,7 @@ provider of the tree, or devices have become providers, or are none any more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -21,15 +21,11 @@ PROVIDER_TAG = "rp_uuid"
 """Of a PCI device that is in placement: its provider."""
 
 
-class Before(msgspec.Struct, frozen=True, kw_only=True):
-    """What placement knows of a host's tree.
-
-    ``held``: consumer -> all that it holds, also of others' providers; ``of_devices``: the providers that
-    stand for PCI devices.
-    """
+class Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """What placement knows of a host: inventories, what of them is used, and PCI devices' providers."""
 
     inventories: dict[str, dict[str, Inventory]]
-    held: dict[str, Amounts]
+    used: Amounts = {}
     of_devices: frozenset[str] = frozenset()
 
 
@@ -40,38 +36,67 @@ class Reshape(msgspec.Struct, frozen=True, kw_only=True):
     allocations: dict[str, Amounts]
 
 
-Devices = Mapping[str, tuple[str, ...]]
-"""Consumer -> addresses of the host's devices that it has."""
+class Following:
+    """What has to follow the report of a host.
 
+    ``devices``: consumer -> addresses of the host's PCI devices that it has.
+    """
 
-def reshape(before: Before, report: HostReport, devices: Devices) -> Reshape | None:
-    """None when nothing has to follow anything.  Raises Conflict when there is no room for what would."""
-    work = _Work(before, report, devices)
-    work.move_classes()
-    work.leave_devices()
-    work.enter_devices()
-    return work.result()
+    def __init__(self, report: HostReport, devices: Mapping[str, tuple[str, ...]]) -> None:
+        self.report = report
+        self.devices = devices
+        self.wanted = {each.uuid: each.inventories for each in report.tree}
+        self.provider_of = {
+            device.address: device.tags[PROVIDER_TAG]
+            for device in report.pci_devices
+            if PROVIDER_TAG in device.tags
+        }
+
+    def gone(self, tree: Tree) -> list[tuple[str, str]]:
+        """Providers and classes that are used and have moved: others of the tree have the class."""
+        return [
+            (provider, name)
+            for provider, stock in sorted(tree.inventories.items())
+            for name in sorted(stock)
+            if tree.used.get(provider, {}).get(name)
+            and name not in self.wanted.get(provider, {})
+            and any(name in others for others in self.wanted.values())
+        ]
+
+    def owners(self, tree: Tree) -> set[str]:
+        """Who has devices that have become providers, or are none any more."""
+        if not self.provider_of and tree.of_devices <= self.wanted.keys():
+            return set()
+        return set(self.devices)
+
+    def reshape(self, tree: Tree, held: Mapping[str, Amounts]) -> Reshape | None:
+        """None when nothing moves.  ``held``: all that each consumer holds that is concerned, anywhere.
+
+        Raises Conflict when there is no room for what would move.
+        """
+        work = _Work(self, tree, held)
+        work.move_classes()
+        work.leave_devices()
+        work.enter_devices()
+        return work.result()
 
 
 class _Work:
-    def __init__(self, before: Before, report: HostReport, devices: Devices) -> None:
+    def __init__(self, what: Following, tree: Tree, before: Mapping[str, Amounts]) -> None:
+        self._what = what
+        self._tree = tree
         self._before = before
-        self._devices = devices
-        self._report = report
-        self._wanted = {each.uuid: each.inventories for each in report.tree}
         self._held = {
             consumer: {provider: dict(amounts) for provider, amounts in held.items()}
-            for consumer, held in before.held.items()
+            for consumer, held in before.items()
         }
 
     # ---- the three ways ----
 
     def move_classes(self) -> None:
         """What a provider has no more, and others of the tree have."""
-        for provider, name in self._gone():
-            targets = [uuid for uuid, stock in self._wanted.items() if name in stock]
-            if not targets:
-                continue  # nobody has it: the report itself will be refused, or told of
+        for provider, name in self._what.gone(self._tree):
+            targets = [uuid for uuid, stock in self._what.wanted.items() if name in stock]
             for consumer in sorted(self._held):
                 amount = self._held[consumer].get(provider, {}).get(name, 0)
                 if amount:
@@ -80,44 +105,33 @@ class _Work:
 
     def leave_devices(self) -> None:
         """Providers of devices that are gone are nothing to those who have such devices."""
-        for consumer in self._devices:
-            for provider in sorted(self._before.of_devices - self._wanted.keys()):
+        for consumer in self._what.devices:
+            for provider in self._tree.of_devices - self._what.wanted.keys():
                 self._held.get(consumer, {}).pop(provider, None)
 
     def enter_devices(self) -> None:
         """Devices that servers have are booked where they are providers."""
-        provider_of = {
-            device.address: device.tags[PROVIDER_TAG]
-            for device in self._report.pci_devices
-            if PROVIDER_TAG in device.tags
-        }
-        for consumer, addresses in sorted(self._devices.items()):
+        provider_of = self._what.provider_of
+        for consumer, addresses in sorted(self._what.devices.items()):
             counts = Counter(provider_of[each] for each in addresses if each in provider_of)
             for provider, count in sorted(counts.items()):
-                (name,) = self._wanted[provider]
+                (name,) = self._what.wanted[provider]
                 held = self._held.get(consumer, {})
                 if held and held.get(provider, {}).get(name, 0) < count:
                     self._set(consumer, provider, name, count)
 
     def result(self) -> Reshape | None:
-        changed = {who: held for who, held in self._held.items() if held != self._before.held[who]}
+        changed = {who: held for who, held in self._held.items() if held != self._before[who]}
         if not changed:
             return None
-        touched = {provider for held in changed.values() for provider in held}
-        touched |= {provider for who in changed for provider in self._before.held[who]}
-        known = touched & (self._before.inventories.keys() | self._wanted.keys())
+        touched = {provider for who in changed for provider in (*changed[who], *self._before[who])}
+        known = touched & (self._tree.inventories.keys() | self._what.wanted.keys())
         return Reshape(
             inventories={provider: self._meanwhile(provider) for provider in sorted(known)},
             allocations=changed,
         )
 
     # ---- inside ----
-
-    def _gone(self) -> Iterator[tuple[str, str]]:
-        for provider in sorted(self._before.inventories):
-            for name in sorted(self._before.inventories[provider]):
-                if name not in self._wanted.get(provider, {}):
-                    yield provider, name
 
     def _set(self, consumer: str, provider: str, name: str, amount: int) -> None:
         amounts = self._held[consumer].setdefault(provider, {})
@@ -139,26 +153,27 @@ class _Work:
                 amount -= part
         if amount:
             raise Conflict(
-                f"{name} of the host '{self._report.host}' has moved to other resource providers, and there "
-                f"is no room for {amount} that {consumer} holds: go back to the old configuration, or move "
-                "servers away."
+                f"{name} of the host '{self._what.report.host}' has moved to other resource providers, and "
+                f"there is no room for {amount} that {consumer} holds: go back to the old configuration, or "
+                "move servers away."
             )
 
     def _room(self, provider: str, name: str) -> int:
-        taken = sum(held.get(provider, {}).get(name, 0) for held in self._held.values())
-        return self._stock(provider, name).capacity - taken
+        known = self._tree.inventories.get(provider, {})
+        inventory = known[name] if name in known else self._what.wanted[provider][name]
+        return inventory.capacity - self._used(provider, name)
 
-    def _stock(self, provider: str, name: str) -> Inventory:
-        known = self._before.inventories.get(provider, {})
-        return known[name] if name in known else self._wanted[provider][name]
+    def _used(self, provider: str, name: str) -> int:
+        """What was used, and what has come and gone since."""
+        now, before = (_booked(each, provider, name) for each in (self._held, self._before))
+        return self._tree.used.get(provider, {}).get(name, 0) + now - before
 
     def _meanwhile(self, provider: str) -> dict[str, Inventory]:
         """What it has had, without what has moved away, and what is new."""
-        old, new = self._before.inventories.get(provider, {}), self._wanted.get(provider, {})
-        held = {name for each in self._held.values() for name in each.get(provider, {})}
-        kept = {name: each for name, each in old.items() if name in new or name in held}
-        return {**_without(new, old), **kept}
+        old, new = self._tree.inventories.get(provider, {}), self._what.wanted.get(provider, {})
+        kept = {name: each for name, each in old.items() if name in new or self._used(provider, name)}
+        return {**{name: each for name, each in new.items() if name not in old}, **kept}
 
 
-def _without(new: Mapping[str, Inventory], old: Mapping[str, Inventory]) -> dict[str, Inventory]:
-    return {name: each for name, each in new.items() if name not in old}
+def _booked(held: Mapping[str, Amounts], provider: str, name: str) -> int:
+    return sum(each.get(provider, {}).get(name, 0) for each in held.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from kilonova.errors import Conflict
 from kilonova.model.host import HostReport, Inventory, ProviderReport
 from kilonova.model.pci import PciDevice
-from kilonova.resources.reshape import Before, Reshape, reshape
+from kilonova.resources.reshape import Following, Reshape, Tree
 
 VCPU = Inventory(total=8)
 GPU = Inventory(total=4)
@@ -37,8 +38,31 @@ def report(
     )
 
 
+def booked(held: dict[str, Any], provider: str, name: str) -> int:
+    return sum(each.get(provider, {}).get(name, 0) for each in held.values())
+
+
+class Before(msgspec.Struct):
+    """A tree, and all that consumers hold."""
+
+    tree: Tree
+    held: dict[str, Any]
+
+
 def before(held: dict[str, Any], of_devices: set[str] | None = None, **stock: dict[str, Inventory]) -> Before:
-    return Before(inventories=stock, held=held, of_devices=frozenset(of_devices or ()))
+    used = {
+        provider: {name: booked(held, provider, name) for name in inventories}
+        for provider, inventories in stock.items()
+    }
+    return Before(Tree(inventories=stock, used=used, of_devices=frozenset(of_devices or ())), held)
+
+
+def reshape(known: Before, new: HostReport, devices: dict[str, tuple[str, ...]]) -> Reshape | None:
+    """As placement does it: only those are looked at who are concerned."""
+    what = Following(new, devices)
+    gone = {provider for provider, _ in what.gone(known.tree)}
+    concerned = what.owners(known.tree) | {who for who, held in known.held.items() if gone & held.keys()}
+    return what.reshape(known.tree, {who: known.held[who] for who in concerned & known.held.keys()})
 
 
 @pytest.mark.capability("RT-27")
@@ -166,10 +190,6 @@ def total(of: dict[str, dict[str, int]]) -> Counter[str]:
     return result
 
 
-def booked(held: dict[str, Any], provider: str, name: str) -> int:
-    return sum(each.get(provider, {}).get(name, 0) for each in held.values())
-
-
 @given(
     held=st.dictionaries(
         st.sampled_from(["s1", "s2", "s3"]),
@@ -198,3 +218,14 @@ def test_nobody_gains_or_loses_and_nothing_is_overbooked(
         for name, inventory in inventories.items():
             used, was = booked(after, provider, name), booked(held, provider, name)
             assert used <= inventory.capacity or used <= was
+
+
+def test_only_those_are_looked_at_who_are_concerned() -> None:
+    held = {"s1": {"cn": {"VCPU": 1}}, "s2": {"cn": {"VCPU": 1}}}
+    known = before(held, cn={"VCPU": VCPU})
+    nothing = Following(report({"VCPU": VCPU}), {"s1": ("a",)})
+    assert (nothing.gone(known.tree), nothing.owners(known.tree)) == ([], set())
+    devices = Following(report({"VCPU": VCPU}, (device("a", "rp1"),), rp1=PCI), {"s1": ("a",)})
+    assert (devices.gone(known.tree), devices.owners(known.tree)) == ([], {"s1"})
+    unused = before({}, cn={"VCPU": VCPU, "VGPU": GPU})
+    assert Following(report({"VCPU": VCPU}, gpu0={"VGPU": GPU}), {}).gone(unused.tree) == []

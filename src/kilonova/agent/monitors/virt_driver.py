@@ -34,7 +34,7 @@ class Monitor:
         self._last = {kind: now[kind] for kind in KINDS}
         at, source = self._clock.now(), self._driver.name
         metrics += [
-            Metric(name=name, value=values[name], timestamp=at, source=source) for name in CPU_METRICS
+            Metric(name=name, value=float(values[name]), timestamp=at, source=source) for name in CPU_METRICS
         ]
 
 

@@ -19,12 +19,12 @@ from kilonova.db import placement_names as names
 from kilonova.db.engine import Database, Tx, UniqueViolation
 from kilonova.errors import Invalid, NotFound, TryAgain
 from kilonova.model.host import Inventory, ProviderReport
-from kilonova.resources.reshape import Reshape
+from kilonova.resources.reshape import Following, Reshape
 from kilonova.services.placement import standard
 from kilonova.services.placement.candidates.booked import by_root
 from kilonova.services.placement.candidates.wanted import Wanted
 from kilonova.services.placement.options import Options
-from kilonova.services.placement.port import Allocations, Also, Plan, ProviderSummary
+from kilonova.services.placement.port import Allocations, Also, ProviderSummary
 from kilonova.services.placement.view import Views
 
 T = TypeVar("T")
@@ -89,8 +89,9 @@ class BuiltinPlacement:
     ) -> None:
         await self.db.write(lambda tx: placement_reshape.rebooked(tx, inventories, allocations))
 
-    async def follow(self, tree: Sequence[ProviderReport], plan: Plan) -> Reshape | None:
-        return await self._told(tree, lambda tx: placement_tree.follow(tx, tree, plan))
+    async def follow(self, what: Following) -> Reshape | None:
+        tree = what.report.tree
+        return await self._told(tree, lambda tx: placement_tree.follow(tx, tree, what))
 
     async def remove(self, uuid: str) -> None:
         with contextlib.suppress(NotFound):

@@ -9,7 +9,7 @@ import msgspec
 
 from kilonova.db.engine import Tx
 from kilonova.model.host import Inventory, ProviderReport
-from kilonova.resources.reshape import Before, Reshape
+from kilonova.resources.reshape import Following, Reshape
 
 if TYPE_CHECKING:
     from kilonova.services.placement.candidates.wanted import Wanted
@@ -19,10 +19,6 @@ Allocations = dict[str, dict[str, int]]
 
 Also = Callable[[Tx], bool | None]
 """What a caller does in the transaction of a booking; False undoes both."""
-
-
-Plan = Callable[[Before], Reshape | None]
-"""What has to move, of a tree as it was before."""
 
 
 class ProviderSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,12 +68,12 @@ class Placement(Protocol):
         Conflict (it does not fit, somebody else holds what would go, or has changed it meanwhile).
         """
 
-    async def follow(self, tree: Sequence[ProviderReport], plan: Plan) -> Reshape | None:
-        """Move what is held of a host's tree as ``plan`` says of it, before that ``tree`` is reported: one
-        transaction, in which providers that are new are made.
+    async def follow(self, what: Following) -> Reshape | None:
+        """Move what is held of a host's tree to where its report has the inventories, before that is told by
+        ``report_tree``: one transaction, in which providers that are new are made.
 
-        What was done; None when there was nothing to do, as for a tree that is new.  Raises what ``plan``
-        and ``reshape`` raise.
+        What was done; None when there was nothing to do, as for a tree that is new.  Raises Conflict when
+        there is no room for what would move.
         """
 
     async def remove(self, uuid: str) -> None:
