@@ -148,7 +148,9 @@ class HostVoice:
         self._prefix = prefix
         self._sending: set[asyncio.Task[None]] = set()
 
-    def say(self, host: str, session: str, verb: str, message: msgspec.Struct | tuple[tuple[str, str], ...]) -> None:
+    def say(
+        self, host: str, session: str, verb: str, message: msgspec.Struct | tuple[tuple[str, str], ...]
+    ) -> None:
         """Say it, if there is a bus; what is lost is found by comparing."""
         subject = subjects.to_host(self._prefix, host, session, verb)
         task = asyncio.ensure_future(self._publish(subject, _encode(message)))
