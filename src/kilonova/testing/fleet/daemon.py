@@ -96,12 +96,28 @@ class Daemon:
             await asyncio.sleep(0.01)
         return self.process.returncode
 
+    def children(self) -> list[int]:
+        """The processes that its main thread has started and that live."""
+        if not self.alive:
+            return []
+        return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def cpu(self) -> float:
-        """CPU seconds so far, user and system, of it and the children that it has buried."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return sum(int(fields[index]) for index in (11, 12)) / TICK
+        """CPU seconds so far, user and system, of it and its children."""
+        own, buried = _ticks(self.pid)
+        return (own + buried + sum(_ticks(child)[0] for child in self.children())) / TICK
 
     def memory(self) -> float:
-        """Resident MiB."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        """Resident MiB, of it and its children."""
+        return sum(_resident(each) for each in (self.pid, *self.children()))
+
+
+def _ticks(pid: int) -> tuple[int, int]:
+    """CPU of a process, and of the children that it has buried."""
+    fields = [int(each) for each in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:15]]
+    return fields[0] + fields[1], fields[2] + fields[3]
+
+
+def _resident(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024

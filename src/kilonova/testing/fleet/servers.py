@@ -87,7 +87,7 @@ class PostgresServer(Daemon):
 
     async def kill(self) -> None:
         """SIGKILL to the postmaster and all of its children, as an end of the machine would be."""
-        children = self._children()
+        children = self.children()
         await super().kill()
         _signal(children, signal.SIGKILL)
 
@@ -100,16 +100,11 @@ class PostgresServer(Daemon):
     def pause(self) -> None:
         """The postmaster and its children: a connection is served by one of these."""
         super().pause()
-        _signal(self._children(), signal.SIGSTOP)
+        _signal(self.children(), signal.SIGSTOP)
 
     def resume(self) -> None:
         super().resume()
-        _signal(self._children(), signal.SIGCONT)
-
-    def _children(self) -> list[int]:
-        if not self.alive:
-            return []
-        return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        _signal(self.children(), signal.SIGCONT)
 
 
 def _signal(pids: list[int], number: int) -> None:
@@ -127,8 +122,10 @@ class NatsServer(Daemon):
             raise DidNotStart("nats-server is not installed: `apt install nats-server`.")
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
+        self.monitor = f"http://127.0.0.1:{free_port()}"
         self.file = directory / "nats.conf"
-        self.file.write_text(f'listen: "127.0.0.1:{self.port}"\n{config}')
+        monitor = self.monitor.removeprefix("http://")
+        self.file.write_text(f'listen: "127.0.0.1:{self.port}"\nhttp: "{monitor}"\n{config}')
         super().__init__("nats-server", [program, "-c", str(self.file)], directory / "nats.log")
 
     @property
