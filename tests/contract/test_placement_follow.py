@@ -82,3 +82,27 @@ async def test_a_tree_that_is_new_has_nothing_to_follow(placement: Placement) ->
     root = new()
     assert await followed(placement, report(root, {"VCPU": CPUS}, gpu(root, 0))) is None
     assert root not in {each.uuid for each in await placement.providers()}
+
+
+async def test_several_new_providers(placement: Placement) -> None:
+    root, one, two = new(), new(), new()
+    await placement.report_tree(report(root, {"VCPU": CPUS, "VGPU": GPUS}).tree)
+    assert await placement.claim(one, {root: {"VGPU": 2}}, "p", "u")
+    assert await placement.claim(two, {root: {"VGPU": 2}}, "p", "u")
+    first, second = gpu(root, 0, total=2), gpu(root, 1, total=2)
+    assert await followed(placement, report(root, {"VCPU": CPUS}, first, second)) is not None
+    held = [await placement.held(each) for each in (one, two)]
+    assert sorted(map(str, held)) == sorted(str({each.uuid: {"VGPU": 2}}) for each in (first, second))
+
+
+async def test_nothing_follows_to_another_host(placement: Placement) -> None:
+    """An agent that lies cannot put what its servers hold onto others' providers."""
+    mine, others, one = new(), new(), new()
+    theirs = gpu(others, 0)
+    await placement.report_tree(report(others, {"VCPU": CPUS}, theirs).tree)
+    await placement.report_tree(report(mine, {"VCPU": CPUS, "VGPU": GPUS}).tree)
+    assert await placement.claim(one, {mine: {"VGPU": 2}}, "p", "u")
+    for lie in (theirs, ProviderReport(uuid=theirs.uuid, name="x", parent=mine, inventories={"VGPU": GPUS})):
+        with pytest.raises(Conflict, match="in the tree of another host"):
+            await followed(placement, report(mine, {"VCPU": CPUS}, lie))
+    assert await placement.held(one) == {mine: {"VGPU": 2}}

@@ -88,7 +88,7 @@ def report_tree(tx: Tx, wanted: Sequence[ProviderReport]) -> list[str]:
     named = {each.uuid for each in wanted}
     for uuid in sorted(named):  # in the order in which all take locks
         tx.one(_LOCK, of=uuid)
-    _check_ownership(tx, wanted)
+    check_ownership(tx, wanted)
     for each in wanted:
         report(tx, each)
     left: dict[str, str | None] = {}
@@ -100,7 +100,7 @@ def report_tree(tx: Tx, wanted: Sequence[ProviderReport]) -> list[str]:
     return [uuid for uuid in _leaves_first(left) if not _removed(tx, uuid)]
 
 
-def _check_ownership(tx: Tx, wanted: Sequence[ProviderReport]) -> None:
+def check_ownership(tx: Tx, wanted: Sequence[ProviderReport]) -> None:
     """A host speaks of its own tree: it takes no providers of others into it, puts none into theirs, and does
     not tell what they have.  Raises Conflict."""
     top, named = wanted[0], {each.uuid for each in wanted}

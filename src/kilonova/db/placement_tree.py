@@ -26,6 +26,7 @@ def follow(tx: Tx, tree: Sequence[ProviderReport], what: Following) -> Reshape |
     known = _known(tx, tree[0].uuid)
     if known is None:
         return None
+    placement_report.check_ownership(tx, tree)
     concerned = what.owners(known)
     for uuid in sorted({provider for provider, _ in what.gone(known)}):
         concerned |= allocations.on_provider(tx, uuid).keys()
@@ -33,8 +34,9 @@ def follow(tx: Tx, tree: Sequence[ProviderReport], what: Following) -> Reshape |
     found = what.reshape(known, {consumer: each for consumer, each in held.items() if each})
     if found is None:
         return None
-    new = [each for each in tree if each.uuid not in known.inventories]
-    placement_report.report_tree(tx, [msgspec.structs.replace(each, inventories={}) for each in new])
+    for each in tree:
+        if each.uuid not in known.inventories:
+            placement_report.report(tx, msgspec.structs.replace(each, inventories={}))
     placement_reshape.rebooked(tx, found.inventories, found.allocations)
     return found
 
