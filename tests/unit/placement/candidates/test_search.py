@@ -192,6 +192,15 @@ def test_an_order_in_which_what_has_no_choice_goes_first() -> None:
     assert tries(view, asked) < 20
 
 
+def test_equal_groups_for_whom_nothing_is_left() -> None:
+    """What only this one may have is taken first, and two that belong together find nobody."""
+    view = view_of(provider("cn", VCPU=8), provider("red", "cn", traits=["RED"], VGPU=1))
+    groups = (group("_a", required="RED", VGPU=1), group("_b", VGPU=1), group("_c", VGPU=1))
+    for isolate in (True, False):
+        for near in ((), (frozenset({"_b", "_c"}),)):
+            assert served(view, *groups, isolate=isolate, same_subtree=near) == []
+
+
 def knapsack(number: int) -> tuple[View, Wanted]:
     """Groups that differ and fill the providers to the brim, but for one unit that nobody has."""
     sizes = [2 * (at % 9) + 101 for at in range(number)]
