@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import delete, insert, update
 
-from kilonova.cli.doctor import Diagnosis, examine
+from kilonova.cli.doctor import Diagnosis, consult, examine
 from kilonova.clock import SystemClock
-from kilonova.db import audit_facts, host_report, host_resources, hosts, instances, migrations, quotas
+from kilonova.db import (
+    audit_facts,
+    cell_mappings,
+    host_report,
+    host_resources,
+    hosts,
+    instances,
+    migrations,
+    quotas,
+)
+from kilonova.db.cell_mappings import CellMapping
 from kilonova.db.engine import Database, Tx
 from kilonova.db.quotas import Limits
+from kilonova.db.schema import bring_up
+from kilonova.db.sqlite import SqliteDatabase
 from kilonova.db.tables.compute import instances as instances_table
 from kilonova.db.tables.compute import quota_usages
 from kilonova.db.tables.host_resources import host_claims, pci_devices
 from kilonova.db.tables.journal import actions
 from kilonova.db.tables.placement import allocations, consumers, inventories, resource_providers
+from kilonova.errors import Failed
 from kilonova.model.host import Inventory
 from kilonova.model.host_resources import Claim
 from kilonova.model.instance import Instance
@@ -309,6 +323,33 @@ async def test_what_is_being_worked_on_is_left_out(sound: Sound) -> None:
     await sound.placement.release("plain-1")
     await sound.plant(insert(actions).values(**working_on("plain-1")))
     assert await sound.found() == []
+
+
+def cell(name: str, connection: str) -> CellMapping:
+    return CellMapping(uuid=name, name=name, database_connection=connection, transport_url="nats:///x")
+
+
+async def test_servers_of_other_cells_are_heard_too(sound: Sound, tmp_path: Path) -> None:
+    server = await sound.server("far")
+    other = SqliteDatabase(tmp_path / "other.db", SystemClock())
+    await bring_up(other)
+    await other.write(lambda tx: instances.insert(tx, server))
+    await other.close()
+    await sound.plant(delete(instances_table).where(instances_table.c.uuid == "far"))
+    kinds = {each.kind for each in (await consult(sound.db)).found}
+    assert kinds == {"allocation without a server", "wrong quota counter"}
+    mapping = cell("c2", f"sqlite:///{tmp_path / 'other.db'}")
+    await sound.db.write(lambda tx: cell_mappings.insert(tx, mapping))
+    diagnosis = await consult(sound.db)
+    assert {each.kind for each in diagnosis.found} == {"wrong quota counter"}  # which mappings would tell
+    assert diagnosis.servers == 5
+
+
+async def test_a_cell_that_does_not_answer_ends_the_audit(sound: Sound) -> None:
+    mapping = cell("c2", "postgresql://nobody@127.0.0.1:1/x")
+    await sound.db.write(lambda tx: cell_mappings.insert(tx, mapping))
+    with pytest.raises(Failed, match="The cell c2 cannot be asked"):
+        await consult(sound.db, mend=True)
 
 
 def working_on(uuid: str) -> dict[str, Any]:
