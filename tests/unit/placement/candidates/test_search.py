@@ -192,6 +192,16 @@ def test_an_order_in_which_what_has_no_choice_goes_first() -> None:
     assert tries(view, asked) < 20
 
 
+def test_what_groups_take_together_must_fit_as_well() -> None:
+    """One of a class more than a single allocation may be is too much, however it is asked for."""
+    view = view_of(provider("left", VGPU=8), provider("right", VGPU={"total": 8, "max_unit": 2}))
+    two = (group("_a", VGPU=1), group("_b", VGPU=1))
+    assert served(view, *two) == ["_a:left _b:left", "_a:right _b:right"]
+    assert served(view, group(VGPU=1), *two) == [".:left _a:left _b:left"]
+    assert served(view, *two, group("_c", VGPU=1)) == ["_a:left _b:left _c:left"]
+    assert served(view, group("_a", VGPU=2), group("_b", VGPU=1)) == ["_a:left _b:left"]
+
+
 def test_equal_groups_for_whom_nothing_is_left() -> None:
     """What only this one may have is taken first, and two that belong together find nobody."""
     view = view_of(provider("cn", VCPU=8), provider("red", "cn", traits=["RED"], VGPU=1))
