@@ -3,7 +3,7 @@
     python -m bench.fleet [--hosts 100] [--boots 1000]          boots and deletes
     python -m bench.fleet --rest --hosts 1000 --servers 10000   what it costs at rest, and long lists
 
-Figures are CPU seconds of each process by the kernel's account.  The load, the hosts, the database and the bus
+Figures are CPU seconds of each process by the kernel's account.  The load, the hosts, database and bus
 run on the same cores, so wall-clock figures are pessimistic.
 """
 
