@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,12 @@ async def test_metrics_are_stored_with_the_node(tmp_path: Path) -> None:
         second = await cloud.db.read(lambda tx: hosts.show(tx, "h1"))
         assert second is not None and second.metrics == reports.latest.metrics != first.metrics
         assert {each.name: each.value for each in second.metrics}["cpu.percent"] == 50
+
+
+async def test_what_changes_is_told_by_itself(tmp_path: Path) -> None:
+    async with started(tmp_path, update_resources_interval=1) as cloud:
+        driver = fake_driver(cloud)
+        driver.capacity = {**driver.capacity, "CUSTOM_NEW": Inventory(total=3)}
+        async with asyncio.timeout(60):
+            while "CUSTOM_NEW" not in (await known(cloud)).inventories:
+                await asyncio.sleep(0.01)
