@@ -89,7 +89,7 @@ class _HostDesk:
         return await self._network.port(port_id, self._host)
 
     async def network(self, network_id: str) -> NetworkDetails | None:
-        bound = await self._cloud.db.read(lambda tx: network_ports.hosts_of_network(tx, network_id))
+        bound = await self._cloud.top.read(lambda tx: network_ports.hosts_of_network(tx, network_id))
         return await self._network.network(network_id) if self._host in bound else None
 
     async def port_up(self, port_id: str) -> None:

@@ -100,11 +100,11 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
             cell.journal.submit(tx, context, CREATE, instance.uuid, "create", params, known)
         return made
 
+    lane = f"quota {context.project_id}"
     if cloud.cells is None:
-        lane = f"quota {context.project_id}"
         return await cloud.db.write(Queued(lane, lambda tx: make(tx, cloud, book(tx))))
-    asked = request_for(cloud, servers(1)[0], params)
-    return await create_in_cell.make(cloud.cells, await create_in_cell.chosen(cloud.cells, asked), book, make)
+    cell = await create_in_cell.chosen(cloud.cells, request_for(cloud, servers(1)[0], params))
+    return await create_in_cell.make(cloud.cells, cell, book, make, lane)
 
 
 def _most(request: CreateServer) -> int:

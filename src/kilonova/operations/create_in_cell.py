@@ -17,6 +17,7 @@ from kilonova.db import hosts, instance_mappings, quotas, server_groups
 from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.db.instance_mappings import PENDING
+from kilonova.db.lanes import Queued
 from kilonova.errors import KilonovaError, Unreachable
 from kilonova.model.instance import Instance
 from kilonova.operations.cells import Cells
@@ -57,11 +58,15 @@ async def _named(cells: Cells, request: ServerRequest) -> str:
     return FIRST_CELL if host is None or host.cell_uuid is None else host.cell_uuid
 
 
-async def make(cells: Cells, cloud: Cloud, book: Book, make: Make) -> list[Instance]:
-    """The servers, in the cell that is ``cloud``.  Raises what ``book`` raises, or Unreachable."""
+async def make(cells: Cells, cloud: Cloud, book: Book, make: Make, lane: str) -> list[Instance]:
+    """The servers, in the cell that is ``cloud``.  ``lane``: of transactions that book the same quota.
+
+    Raises what ``book`` raises, or Unreachable.
+    """
     if cloud.cell_uuid is None:
-        return await cloud.db.write(lambda tx: make(tx, cloud, book(tx)))
-    made, booked_at = await cells.top.write(lambda tx: _booked(tx, str(cloud.cell_uuid), book))
+        return await cloud.db.write(Queued(lane, lambda tx: make(tx, cloud, book(tx))))
+    booking = Queued(lane, lambda tx: _booked(tx, str(cloud.cell_uuid), book))
+    made, booked_at = await cells.top.write(booking)
 
     def insert(tx: Tx) -> list[Instance]:
         if instance_mappings.now(tx) - booked_at > HURRY:

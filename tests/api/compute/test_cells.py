@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from kilonova.clock import iso_z
-from kilonova.db import instance_mappings, instances, migrations
+from kilonova.db import instance_mappings, instances, migrations, server_groups
 from kilonova.db.cells import Cell
 from kilonova.db.engine import Database, Tx
 from kilonova.db.instance_mappings import MADE
@@ -338,6 +338,11 @@ async def test_one_lost_server(cloud: Celled) -> None:
     }
     later = (await cloud.get(path, version=71, token=MEMBER))["server"]
     assert later == {**shown, "server_groups": []}
+    body = {"server_group": {"name": "g", "policy": "anti-affinity"}}
+    group = (await cloud("POST", "/os-server-groups", body, version=71, token=MEMBER)).json["server_group"]
+    await cloud.db.write(lambda tx: server_groups.add_members(tx, group["id"], [lost.uuid], "u-member", 10))
+    later = (await cloud.get(path, version=71, token=MEMBER))["server"]
+    assert later["server_groups"] == [group["id"]]
     bare = await cloud.put(1, image=None)
     other = (await cloud.get(f"/servers/{bare.uuid}", version=69, token=MEMBER))["server"]
     assert (other["image"], other["OS-EXT-AZ:availability_zone"]) == ("", "UNKNOWN")

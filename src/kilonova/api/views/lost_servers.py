@@ -22,7 +22,7 @@ from kilonova.api.views.servers import (
     links,
     zulu,
 )
-from kilonova.db import instance_mappings
+from kilonova.db import instance_mappings, server_groups
 from kilonova.db.engine import Row
 from kilonova.db.instance_list import DETAIL
 from kilonova.db.instance_mappings import InstanceMapping
@@ -94,4 +94,8 @@ async def lost_server(call: Call, identity: str) -> dict[str, Any]:
     if mapping.queued_for_delete or not may_see(call.context, mapping.project_id):
         raise no_such_server(identity)
     call.allow(target={"project_id": mapping.project_id, "user_id": mapping.user_id})
-    return LOST_SHOW_VIEW.bind(call)(_row(mapping))
+    shown = LOST_SHOW_VIEW.bind(call)(_row(mapping))
+    if "server_groups" in shown:
+        group = await call.cloud.top.read(lambda tx: server_groups.group_of(tx, identity))
+        shown["server_groups"] = [] if group is None else [group]
+    return shown
