@@ -321,7 +321,12 @@ async def test_migrations_keep_what_they_need_and_no_longer(sound: Sound) -> Non
 
 async def test_what_is_being_worked_on_is_left_out(sound: Sound) -> None:
     await sound.placement.release("plain-1")
-    await sound.plant(insert(actions).values(**working_on("plain-1")))
+    await sound.placement.release("plain-2")
+    await sound.placement.claim("plain-2", {OTHER: {"VCPU": 2, "MEMORY_MB": 1024}}, "p", "u")
+    await sound.db.write(lambda tx: host_resources.drop(tx, "special"))
+    for uuid in ("plain-1", "plain-2", "special"):
+        assert uuid in dict(map(reversed, await sound.found()))  # type: ignore[arg-type]
+        await sound.plant(insert(actions).values(**working_on(uuid)))
     assert await sound.found() == []
 
 

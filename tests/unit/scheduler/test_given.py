@@ -10,7 +10,7 @@ from kilonova.db import host_report, host_resources, hosts
 from kilonova.db.engine import Database, Tx
 from kilonova.errors import NoValidHost
 from kilonova.model.host import Inventory
-from kilonova.model.host_resources import HostResources, Wanted
+from kilonova.model.host_resources import HostResources, Limits, Wanted
 from kilonova.model.numa import HostTopology
 from kilonova.model.pci import HeldDevice
 from kilonova.resources.claims import Claims
@@ -35,6 +35,10 @@ STOCK = {
 class Cells(Town):
     """A town whose hosts have cells and devices, and whose claims are real ones."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.limits: list[Limits] = []  # of claims
+
     async def put(self, name: str, topology: HostTopology | None, *, devices: int = 1) -> None:
         found = tuple(device(number + 1, numa_cell=0) for number in range(devices))
         told = report(node(name), numa=topology, pci_devices=found)
@@ -53,6 +57,7 @@ class Cells(Town):
 
         async def claim(candidate: Candidate) -> str | None:
             self.claims.append(candidate.host)
+            self.limits.append(candidate.special.limits)
             made = await claims.claim(
                 uuid, candidate.compute_id, candidate.special, candidate.allocations, "p", "u"
             )
@@ -108,6 +113,7 @@ async def test_what_was_just_taken_is_known(cells: Cells) -> None:
     assert len(cells.claims) == 2  # no claim was lost
     error = await cells.refused("u3", SPECIAL)
     assert set(error.removed) == {"PciPassthroughFilter"}
+    assert len(cells.claims) == 2
 
 
 @pytest.mark.capability("CL-7")
@@ -119,6 +125,7 @@ async def test_cells_are_over_committed_as_their_host_is(cells: Cells) -> None:
         await cells.take(f"u{number}", specs, vcpus=4)
     error = await cells.refused("u2", specs, vcpus=4)
     assert "8 of 4 x 2.0 in use" in error.reasons["node-h"]
+    assert cells.limits == [Limits(cpu_ratio=2.0, ram_ratio=1.5)] * 2
 
 
 async def test_only_what_has_changed_is_read_again(cells: Cells, clock: VirtualClock) -> None:
