@@ -12,6 +12,7 @@ import numpy as np
 
 from kilonova.scheduler.columns import Columns, Mask
 from kilonova.scheduler.question import Filter, Question
+from kilonova.scheduler.request import ServerRequest
 
 KEPT = 256  # answers of the fixed filters
 
@@ -34,6 +35,8 @@ class Pipeline:
         self._rest = self.filters[len(fixed) :]
         self._kept: OrderedDict[Hashable, Verdict] = OrderedDict()
         self._of: tuple[Columns, int] | None = None  # whose answers are kept
+        # Most requests are like the one before.
+        self._last: tuple[ServerRequest, bool, Verdict] | None = None
 
     def run(self, question: Question) -> Verdict:
         start = self._run_fixed(question)
@@ -47,9 +50,19 @@ class Pipeline:
 
     def _run_fixed(self, question: Question) -> Verdict:
         columns = question.columns
+        request = question.request
         if self._of is None or self._of[0] is not columns or self._of[1] != columns.version:
             self._kept.clear()
+            self._last = None
             self._of = (columns, columns.version)
+        alone = question.placed is None
+        if self._last is not None and self._last[1] == alone and request.is_like(self._last[0]):
+            return self._last[2]
+        found = self._look_up(question)
+        self._last = request, alone, found
+        return found
+
+    def _look_up(self, question: Question) -> Verdict:
         request = question.request
         concerns = tuple(each.concerns(question) for each in self._fixed)
         key = (request.forced_host, request.forced_node, concerns)
@@ -74,6 +87,8 @@ class Pipeline:
 
         To be asked before the columns change.
         """
+        if not verdict.counts:
+            return {}
         columns = question.columns
         before, found = _beginning(question), dict[int, str]()
         for each in self.filters:

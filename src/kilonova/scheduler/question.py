@@ -45,7 +45,8 @@ class Filter:
     ``concerns`` gives what of the question the filter looks at, None when the request does not concern it.
     ``passes`` gives the hosts that it lets through; it may leave those that are not in the given mask as they
     come.  ``why`` says of a host that did not pass what is wrong with it.  A ``fixed`` filter decides by
-    ``concerns`` and what is fixed of hosts and aggregates alone, so its answer can be kept.
+    ``concerns`` and what is fixed of hosts and aggregates alone, so its answer can be kept; of the request it
+    looks at nothing that `ServerRequest.is_like` does not compare.
     """
 
     name: str

@@ -52,6 +52,29 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignored: dict[str, str] = {}
     cells: frozenset[str] | None = None
 
+    def is_like(self, other: ServerRequest) -> bool:
+        """Whether the other one asks the same of what is fixed of hosts."""
+        return (
+            self.wanted == other.wanted
+            and self.extra_specs == other.extra_specs
+            and self.image_properties == other.image_properties
+            and self.hints == other.hints
+            and self._names() == other._names()
+        )
+
+    def _names(self) -> tuple[object, ...]:
+        return (
+            self.project_id,
+            self.flavor,
+            self.image_id,
+            self.availability_zone,
+            self.forced_host,
+            self.forced_node,
+            self.requested_host,
+            self.requested_node,
+            self.cells,
+        )
+
     @property
     def forced(self) -> bool:
         return bool(self.forced_host or self.forced_node)
