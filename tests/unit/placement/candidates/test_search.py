@@ -202,6 +202,24 @@ def test_what_groups_take_together_must_fit_as_well() -> None:
     assert served(view, group("_a", VGPU=2), group("_b", VGPU=1)) == ["_a:left _b:left"]
 
 
+def test_whoever_is_above_may_be_found_last() -> None:
+    """The ports have fewer choices than the card above them, and are chosen first."""
+    view = view_of(
+        provider("cn"),
+        *(provider(f"nic{at}", "cn", traits=["NIC"]) for at in range(3)),
+        provider("red1", "nic1", root="cn", traits=["RED"], VGPU=1),
+        provider("blue1", "nic1", root="cn", traits=["BLUE"], VGPU=1),
+        provider("blue2", "nic2", root="cn", traits=["BLUE"], VGPU=1),
+    )
+    groups = (
+        group("_n", required="NIC"),
+        group("_1", required="RED", VGPU=1),
+        group("_2", required="BLUE", VGPU=1),
+    )
+    near = (frozenset({"_n", "_1", "_2"}),)
+    assert served(view, *groups, same_subtree=near) == ["_1:red1 _2:blue1 _n:nic1"]
+
+
 def test_equal_groups_for_whom_nothing_is_left() -> None:
     """What only this one may have is taken first, and two that belong together find nobody."""
     view = view_of(provider("cn", VCPU=8), provider("red", "cn", traits=["RED"], VGPU=1))

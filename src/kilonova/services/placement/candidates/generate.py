@@ -21,7 +21,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """``solution`` says what is taken from whom, ``arranged`` which group is served by whom: the same picks,
     those of equal groups in another order."""
 
