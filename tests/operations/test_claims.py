@@ -19,6 +19,7 @@ from kilonova.errors import HostFault
 from kilonova.model.flavor import Flavor
 from kilonova.model.host_resources import HostResources
 from kilonova.model.instance import Instance
+from kilonova.model.numa import HostTopology
 from kilonova.model.pci import PciDevice
 from kilonova.model.states import Vm
 from kilonova.operations import create, delete, reboot, start, stop
@@ -157,6 +158,26 @@ async def test_ordinary_servers_are_beside_them(pinning: Pinning) -> None:
     server = await pinning.boot("42")
     assert server.vm_state == Vm.ACTIVE and pinning.told[-1].numa is None
     assert await pinning.free()
+
+
+async def test_cells_are_near_the_network(pinning: Pinning) -> None:
+    driver = fake_driver(pinning.cloud)
+    away, near = CELLS
+    near = msgspec.structs.replace(near, physical_networks=("physnet1",))
+    driver.hardware = msgspec.structs.replace(driver.hardware, numa=HostTopology(cells=(away, near)))
+    await pinning.cloud.register(await driver.report())
+    await pinning.flavor("near", {"hw:cpu_policy": "dedicated"})
+    cells: list[int | None] = []
+    for networks in (None, ()):  # one with a network, one without
+        request = CreateServer(
+            name="s", flavor_id="near", image_id=pinning.cloud.example_image, networks=networks
+        )
+        (made,) = await create.submit(pinning.cloud.cloud, member(pinning.cloud), request)
+        assert (await settled(pinning.cloud, made.uuid, 60)).vm_state == Vm.ACTIVE
+        told = pinning.told[-1].numa
+        assert told is not None
+        cells.append(told.cells[0].host_cell)
+    assert cells == [1, 0]
 
 
 BAD = {

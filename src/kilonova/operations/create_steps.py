@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from kilonova.db import hosts
 from kilonova.db.engine import Tx
@@ -40,8 +41,8 @@ class CreateParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def request_for(cloud: Cloud, instance: Instance, params: CreateParams, **more: Any) -> ServerRequest:
-    """What the scheduler is asked for a new server."""
-    return request_of(
+    """What the scheduler is asked for a new server; NUMA cells should be near its networks."""
+    request = request_of(
         cloud,
         instance,
         forced_host=params.forced_host,
@@ -50,6 +51,10 @@ def request_for(cloud: Cloud, instance: Instance, params: CreateParams, **more: 
         requested_node=params.requested_node,
         **more,
     )
+    if request.special.numa is None:
+        return request
+    near = cloud.network.physical_networks(params.networks)
+    return replace(request, special=replace(request.special, physical_networks=near))
 
 
 async def _place(run: Run) -> Done:

@@ -72,6 +72,10 @@ class BuiltinNetwork:
 
     # -- transactions ---------------------------------------------------------------------------------
 
+    def physical_networks(self, networks: tuple[RequestedNetwork, ...] | None) -> tuple[str, ...]:
+        """All networks here are VLANs of one."""
+        return () if networks == () else (self.options.physical_network,)
+
     async def write(self, fn: Callable[[Work], T], lane: str = "") -> T:
         """Run ``fn`` in a transaction, and tell subscribers and compute what it changed.
 

@@ -42,6 +42,9 @@ class NetworkService(Protocol):
         in its network), Conflict (several networks and none named), OverQuota.
         """
 
+    def physical_networks(self, networks: tuple[RequestedNetwork, ...] | None) -> tuple[str, ...]:
+        """The physical networks that ports on these networks are on, as far as they are on any."""
+
     async def allocate(
         self, request: PortRequest, host: str, host_details: dict[str, str]
     ) -> tuple[Vif, ...]:
