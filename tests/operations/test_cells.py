@@ -424,6 +424,14 @@ async def test_a_write_that_comes_too_late_is_refused(two: Two, monkeypatch: pyt
     assert await two.first.db.read(lambda tx: instance_mappings.overdue(tx, -SECOND, 10)) == []
 
 
+async def test_what_was_made_is_not_given_up(two: Two) -> None:
+    """By a controller that has not heard of it: the mapping says so by now."""
+    server = await two.made()
+    assert not await two.first.db.write(lambda tx: create_in_cell.give_up(tx, server))
+    assert await two.mapping(server.uuid) is not None
+    assert (await two.used())["instances"] == 1
+
+
 async def test_two_controllers_reconcile_at_once(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     uuid = await _cut_short(two, monkeypatch, before=True)
     await _later(two, 65, uuid)
