@@ -55,13 +55,12 @@ class WiringNews:
 
 def _concerned(tx: Tx, changed: list[News]) -> dict[tuple[str, str], list[News]]:
     """Host and session of its agent -> what it should look at."""
+    ports = network_ports.hosts_of_ports(tx, [thing for kind, thing in changed if kind == "port"])
     sessions: dict[str, str] = {}
     result: dict[tuple[str, str], list[News]] = {}
     for kind, thing in changed:
-        if kind == "port":
-            found = {network_ports.host_of(tx, thing)}
-        else:
-            found = network_ports.hosts_of_network(tx, thing)
+        port = {ports.get(thing, "")}
+        found = port if kind == "port" else network_ports.hosts_of_network(tx, thing)
         for host in sorted(found - {""}):
             if host not in sessions:
                 known = hosts.session(tx, host)

@@ -18,6 +18,8 @@ pg = t.port_security_groups.c
 g = t.security_groups.c
 
 _INSERT = insert_into(t.ports)
+SOME = 500  # ids in one statement
+
 _PORT = Statement(select(t.ports).where(p.id == bindparam("the_id")))
 _LOCKED = Statement(select(t.ports).where(p.id == bindparam("the_id")).with_for_update())
 _OF_DEVICE = Statement(
@@ -104,7 +106,6 @@ _HOSTS = Statement(
 _HOSTS_OF_NETWORK = Statement(
     select(p.host).where(p.network_id == bindparam("the_network"), p.host != "").distinct()
 )
-_HOST = Statement(select(p.host).where(p.id == bindparam("the_id")))
 _DHCP_ADDRESSES = Statement(
     select(a.subnet_id, a.address)
     .select_from(t.ports.join(t.port_addresses, a.port_id == p.id))
@@ -199,9 +200,13 @@ def hosts_of_network(tx: Tx, network_id: str) -> set[str]:
     return {row[0] for row in tx.all(_HOSTS_OF_NETWORK, the_network=network_id)}
 
 
-def host_of(tx: Tx, port_id: str) -> str:
-    """The host to which a port is bound; empty if it is not, or is not there."""
-    return str(tx.scalar(_HOST, the_id=port_id) or "")
+def hosts_of_ports(tx: Tx, port_ids: list[str]) -> dict[str, str]:
+    """Port -> the host to which it is bound, for those that are."""
+    found: dict[str, str] = {}
+    for first in range(0, len(port_ids), SOME):
+        some = port_ids[first : first + SOME]
+        found.update(tx.all(select(p.id, p.host).where(p.id.in_(some), p.host != "")))
+    return found
 
 
 def groups_of(tx: Tx, port_id: str) -> list[str]:

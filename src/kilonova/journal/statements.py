@@ -69,7 +69,8 @@ _mine = and_(
     actions.c.owner == bindparam("me"),
     actions.c.epoch == bindparam("my_epoch"),
 )
-HELD = Statement(select(actions.c.id).where(_mine).with_for_update(read=True, key_share=False))
+# Keeps a takeover out (CLAIM locks rows for itself), and nothing else: leases are renewed meanwhile.
+HELD = Statement(select(actions.c.id).where(_mine).with_for_update(read=True, key_share=True))
 LOCK = Statement(select(actions.c.cancel).where(_mine).with_for_update())
 ADVANCE = Statement(
     update(actions)
@@ -106,7 +107,12 @@ SETTLE = Statement(
     .returning(actions.c.cancel)
 )
 EVENT = insert_into(action_events)
-HEARTBEAT = Statement(update(actions).where(_mine).values(lease_until=db_now() + bindparam("lease")))
+# What is locked is being committed by its step, which renews the lease too: nobody waits for it here.
+HEARTBEAT = Statement(
+    update(actions)
+    .where(actions.c.id.in_(select(actions.c.id).where(_mine).with_for_update(skip_locked=True)))
+    .values(lease_until=db_now() + bindparam("lease"))
+)
 RELEASE = Statement(
     update(actions)
     .where(actions.c.open, actions.c.owner == bindparam("me"))

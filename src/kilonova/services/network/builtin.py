@@ -35,6 +35,7 @@ OnEvent = Callable[[str, str, str, str], Awaitable[None]]
 
 RACES = 10  # times that a transaction which lost a race for an address, a MAC or a VLAN is repeated
 COALESCE = 0.2  # seconds in which changes of security groups' members become one look at who is affected
+MANY = 500  # ports that are affected; for each so many more the next look comes that much later
 
 
 def random_mac() -> str:
@@ -243,8 +244,9 @@ class BuiltinNetwork:
 
         A burst of boots in one project changes the default group at each one; its ports are told once.
         """
+        affected: list[str] = []
         while self._groups:
-            await self._clock.sleep(COALESCE)
+            await self._clock.sleep(COALESCE * (1 + len(affected) // MANY))
             changed, self._groups = sorted(self._groups), set()
             try:
                 affected = await self._db.read(lambda tx, ids=changed: groups.ports_letting_in(tx, ids))  # type: ignore[misc]

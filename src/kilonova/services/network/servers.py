@@ -150,7 +150,6 @@ def _make(
     if not joined.subnets:
         raise Invalid(f"Network {joined.network.id} requires a subnet in order to boot instances on.")
     network = joined.network
-    work.use(request.project_id, "port", 1)
     mac = work.new_mac()
     address = None if wanted.fixed_ip is None else (Wanted(address=wanted.fixed_ip),)
     places = places_for(work, joined, address, mac)
@@ -188,6 +187,7 @@ def _make(
         ports.join_groups(work.tx, port.id, joining)
         work.groups.update(joining)
     work.ports.add(port.id)  # only its own host has to know: who wires it looks at the network, too
+    work.use(request.project_id, "port", 1)  # last of all: others of the project wait from here on
 
 
 def bind(work: Work, port: Port, target: Target, index: int | None, tag: str | None) -> None:
