@@ -140,6 +140,20 @@ async def test_a_marker_that_is_mapped_but_not_in_its_cell_is_not_there(cells: l
         await uuids(cells[:1], marker="a")  # its cell is unknown
 
 
+@pytest.mark.capability("MC-10", "MC-11")
+async def test_a_page_among_chosen_servers_begins_with_a_chosen_one(cells: list[Cell]) -> None:
+    """Also in cells that do not have the marker, though another server is nearer to it there."""
+    await put(cells, 0, server("m", created_at=105), server("a", created_at=101))
+    await put(cells, 1, server("near", created_at=104), server("b", created_at=102))
+    await put(cells, 2, server("early", created_at=109))
+    wanted = ServerList()
+    wanted.one_of("uuid", ["m", "a", "b", "early"])
+    wanted.marker = "m"
+    page = await list_servers(cells, wanted, SUMMARY, clock=CLOCK, options=ListOptions())
+    assert [row[0] for row in page.rows] == ["b", "a"]
+    assert page.down == ()
+
+
 async def test_a_marker_of_another_project_is_none(cells: list[Cell]) -> None:
     await put(cells, 1, server("a", project_id="p2"), server("b"))
     wanted = ServerList()
