@@ -13,6 +13,7 @@ from kilonova.errors import NotFound, NoValidHost
 from kilonova.scheduler import select
 from kilonova.scheduler.options import default_options
 from kilonova.scheduler.select import GONE
+from kilonova.testing.clock import VirtualClock
 from tests.unit.scheduler.states import request
 from tests.unit.scheduler.town import FULL, Town, node
 
@@ -228,3 +229,18 @@ async def test_the_best_are_chosen_among_by_chance(town: Town) -> None:
     assert {await first(seed) for seed in range(30)} == {"h0", "h5"}
     town.options = default_options()
     assert {await first(seed) for seed in range(5)} == {"h0"}
+
+
+async def test_a_view_that_is_wrong_is_put_right_by_the_claim_it_costs(
+    town: Town, clock: VirtualClock
+) -> None:
+    await town.add("h1")
+    await town.boot("u1")
+    clock.advance(30)
+    await town.db.write(lambda tx: hosts.heartbeat(tx, "h1", clock.now()))
+    columns = await town.scheduler.view.current(anew=True)
+    clock.advance(30)
+    await town.seen()
+    columns.stock["VCPU"].used[:] = 0  # as if a change had been missed
+    assert await town.reasons("u2") == {"h1": "8 vCPUs wanted, 0 free"}
+    assert town.claims == ["h1", "h1"]

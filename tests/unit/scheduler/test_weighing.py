@@ -13,7 +13,7 @@ from kilonova.scheduler.options import default_options
 from kilonova.scheduler.weighers import WEIGHERS
 from kilonova.scheduler.weighing import weighers_of
 from tests.unit.scheduler.states import STOCK, World, request
-from tests.unit.scheduler.test_filters import group
+from tests.unit.scheduler.test_filters_around import group
 
 RAM = "MEMORY_MB"
 
