@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kilonova.testing.fleet.cable import Cable
 from kilonova.testing.fleet.daemon import Daemon
-from kilonova.testing.fleet.servers import NatsServer, PostgresServer
+from kilonova.testing.fleet.servers import NatsServer, PostgresServer, free_port
 from kilonova.testing.http_client import Client
 
 DATABASE = "kilonova"
@@ -57,7 +58,9 @@ class Fleet:
         lease: float = 5.0,
         more: str = "",
         safe: bool = True,
+        wired: tuple[int, ...] = (),
     ) -> None:
+        """``wired`` are the controllers that reach their database and bus over cables, which can be cut."""
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
         self.directory = directory
@@ -79,6 +82,7 @@ class Fleet:
             "controllers.conf",
             CONFIG.format(**values, more=hosts_part + CONTROLLERS.format(**values) + controllers_part),
         )
+        self.cables = {number: self._cables(number) for number in wired}
         self.controllers = [self._controller(number) for number in range(controllers)]
         self.hosts: list[Daemon] = []
         self._token: dict[str, str] = {}
@@ -91,12 +95,30 @@ class Fleet:
 
     def _controller(self, number: int) -> Daemon:
         name = f"controller-{number}"
-        command = [sys.executable, "-m", "kilonova.cli", "controller", "--config-file", str(self.config)]
+        config = self.config if number not in self.cables else self._wired(number)
+        command = [sys.executable, "-m", "kilonova.cli", "controller", "--config-file", str(config)]
         command += ["--state-dir", str(self.directory / name), "--port-offset", str(self.port_offset(number))]
         return Daemon(name, command, self.directory / f"{name}.log")
 
     def port_offset(self, controller: int) -> int:
         return self.offset + 100 * controller
+
+    def _wired(self, number: int) -> Path:
+        """The configuration of a controller whose database and bus are at the other end of cables."""
+        database, bus = self.cables[number]
+        text = self.config.read_text().replace(self.nats.url, f"nats://127.0.0.1:{bus.here}")
+        assert isinstance(database.here, Path)
+        text = text.replace(f"host={self.postgres.directory}", f"host={database.here.parent}")
+        return self._write(f"controller-{number}.conf", text)
+
+    def _cables(self, number: int) -> tuple[Cable, Cable]:
+        directory = self.directory / f"cable-{number}"
+        directory.mkdir()
+        socket = ".s.PGSQL.5432"
+        return (
+            Cable(directory / socket, self.postgres.directory / socket),
+            Cable(free_port(), self.nats.port),
+        )
 
     # ---- its parts ----
 
@@ -115,6 +137,9 @@ class Fleet:
         )
         await upgrading.start(b"clouds.yaml")
         await upgrading.ended()
+        for cables in self.cables.values():
+            for cable in cables:
+                await cable.open()
         for each in self.controllers:
             progress(each.name)
             await each.start(b"ready")
@@ -153,6 +178,9 @@ class Fleet:
         for each in (*self.hosts, *self.controllers, self.nats):
             if each.process is not None:
                 await each.kill()
+        for cables in self.cables.values():
+            for cable in cables:
+                await cable.close()
         if self.postgres.process is not None:
             await self.postgres.stop()
 
