@@ -126,6 +126,7 @@ class AgentProcess:
                 await self.link.wait(PATIENCE)
             except Unreachable as error:
                 log.warning("the bus does not answer yet", error=str(error))
+                progress(str(error))
 
     def _serving(self, first: HostReport) -> Serving:
         assert self.agent is not None and self.parts is not None

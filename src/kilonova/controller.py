@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -127,8 +126,11 @@ class Controller(ControlPlane):
         await self.image.recover()
         progress(f"the bus at {self.link.options.shown}")
         self.link.open()
-        with contextlib.suppress(Unreachable):
+        try:
             await self.link.wait(FIRST_WAIT)
+        except Unreachable as error:
+            log.error("the bus does not answer yet", error=str(error))
+            progress(str(error))
         await self.caller.open(self.runner.owner)
         self._end_news = self.network.subscribe(self.news.changed)
         self.roll.start()

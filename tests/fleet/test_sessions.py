@@ -38,7 +38,7 @@ async def house(request: pytest.FixtureRequest, own_bus: NatsServer, tmp_path: P
         yield made
 
 
-@pytest.mark.capability("RPC-1", "RPC-2", "RPC-5")
+@pytest.mark.capability("RPC-1", "RPC-2")
 async def test_servers_are_made_and_removed_over_the_bus_with_the_rights_of_its_users(house: House) -> None:
     agents = [await house.agent("h1"), await house.agent("h2")]
     cloud: Any = house.controller

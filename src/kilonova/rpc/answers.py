@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,7 +39,8 @@ class Answerer:
     """Does what is asked of ``target``, whose verbs are those of a Protocol.
 
     ``taken`` is told of the subject of each question and gives the object to ask; ``guard`` sees the
-    parameters.  Both may refuse by raising.
+    parameters.  Both may refuse by raising.  ``most`` questions are answered at a time, ``most_of_one`` of
+    those whose subjects differ in the verb only.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Answerer:
         *,
         guard: Callable[[Any], None] = lambda params: None,
         most: int = MOST,
+        most_of_one: int | None = None,
     ) -> None:
         self._link = link
         self._clock = clock
@@ -57,6 +60,8 @@ class Answerer:
         self._taken = taken
         self._guard = guard
         self._most = most
+        self._most_of_one = most_of_one or most
+        self._asking: Counter[str] = Counter()
         self._jobs: dict[str, _Job] = {}
         self._numbers = iter(range(1, 1 << 62))
         self._sending: set[asyncio.Task[None]] = set()
@@ -95,23 +100,24 @@ class Answerer:
             target = self._taken(subject)
             params = verb.decode(data)
             self._guard(params)
-            self._begin(verb, target, params, reply)
+            self._begin(verb, target, params, subject.rpartition(".")[0], reply)
         except KilonovaError as error:
             if not isinstance(error, TryAgain):
                 log.warning("a message is refused", subject=subject, error=str(error))
             self._send({reply}, wire.fault(error))
 
-    def _begin(self, verb: wire.Verb, target: Any, params: Any, reply: str) -> None:
+    def _begin(self, verb: wire.Verb, target: Any, params: Any, whose: str, reply: str) -> None:
         command = getattr(params, "command", None)
         key = f"?{next(self._numbers)}" if command is None else command.id
         job = self._jobs.get(key)
         if job is None:
-            if len(self._jobs) >= self._most:
+            if len(self._jobs) >= self._most or self._asking[whose] >= self._most_of_one:
                 raise TryAgain(f"It is busy with {len(self._jobs)} other things.")
             work = getattr(target, verb.name)(**_arguments(verb, params))
             task = asyncio.create_task(self._do(verb, work), name=f"bus {verb.name}")
             job = self._jobs[key] = _Job(task, self._clock.now())
-            task.add_done_callback(lambda task: self._done(key, task))
+            self._asking[whose] += 1
+            task.add_done_callback(lambda task: self._done(key, whose, task))
         else:
             self._send({reply}, wire.WORKING)
         job.replies.add(reply)
@@ -127,8 +133,11 @@ class Answerer:
             log.exception("a question was not answered", verb=verb.name)
             return wire.fault(TryAgain(f"Unexpected fault: {type(error).__name__}."))
 
-    def _done(self, key: str, task: asyncio.Task[bytes]) -> None:
+    def _done(self, key: str, whose: str, task: asyncio.Task[bytes]) -> None:
         job = self._jobs.pop(key)
+        self._asking[whose] -= 1
+        if not self._asking[whose]:
+            del self._asking[whose]
         answer = wire.fault(TryAgain("It was interrupted.")) if task.cancelled() else task.result()
         self._send(job.replies, answer)
 

@@ -28,6 +28,7 @@ ALIVE = "alive"
 ECHO = "echo"
 CHANGED = "changed"
 MOST = 1024  # questions of all agents that one controller answers at a time
+MOST_OF_ONE = 256  # and of one agent: whatever it does, the others are answered
 
 _encode = msgspec.msgpack.Encoder().encode
 _alive = msgspec.msgpack.Decoder(Alive)
@@ -93,7 +94,7 @@ class Ear:
         self._prefix = prefix
         self._desks = desks
         self._alive = alive
-        self._answers = Answerer(link, clock, VERBS, self._desk_of, most=MOST)
+        self._answers = Answerer(link, clock, VERBS, self._desk_of, most=MOST, most_of_one=MOST_OF_ONE)
         self._end: Callable[[], None] | None = None
 
     async def open(self) -> None:

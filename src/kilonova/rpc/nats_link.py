@@ -58,6 +58,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.seed_file is None:
             return None
         try:
+            if self.seed_file.stat().st_mode & 0o077:
+                raise Failed(f"[nats]nkey_seed_file {self.seed_file} can be read by others: chmod 600 it.")
             seed = self.seed_file.read_text().strip()
             public_of(seed)
         except OSError as error:
@@ -133,10 +135,9 @@ class Link:
             raise Unreachable(f"No connection to NATS at {self.options.shown}: {self._why}.") from None
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # which the client library may swallow
+            await asyncio.wait({self._task}, timeout=self._silence)
         if self._client is not None:
             await self._leave(self._client)
             self._client = None

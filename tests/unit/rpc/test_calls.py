@@ -205,6 +205,29 @@ async def test_one_who_is_busy_says_so(shared_bus: NatsServer, link_to: LinkTo, 
         assert await pair.work("c3") == "done "
 
 
+async def test_one_who_asks_too_much_leaves_room_for_others(
+    shared_bus: NatsServer, link_to: LinkTo, fast: FastClock
+) -> None:
+    async with opened(shared_bus, link_to, fast, most=10) as pair:
+        pair.answerer._most_of_one = 2
+        end = await pair.host.subscribe("kn.host.h2.s1.*", pair.answerer.heard)
+        await pair.settle()
+        pair.worker.go.clear()
+        asked = [asyncio.ensure_future(pair.work(each)) for each in ("c1", "c2")]
+        await when(lambda: len(pair.worker.begun) == 2)
+        with pytest.raises(TryAgain, match="busy"):
+            await pair.ask("more")
+        other = asyncio.ensure_future(
+            pair.caller.call("kn.host.h2.s1.ask", VERBS["ask"], {"text": "it"}, "The host")
+        )
+        await when(lambda: len(pair.worker.begun) == 3)
+        pair.worker.go.set()
+        assert await asyncio.gather(*asked, other) == ["done ", "done ", "done it"]
+        assert await pair.ask("more") == "done more"
+        assert not pair.answerer._asking
+        end()
+
+
 async def test_a_lost_bus_ends_the_waiting(own_bus: NatsServer, link_to: LinkTo, fast: FastClock) -> None:
     own_bus.start()
     async with opened(own_bus, link_to, fast) as pair:

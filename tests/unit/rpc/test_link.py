@@ -138,9 +138,10 @@ async def test_who_unsubscribes_hears_no_more_also_on_the_next_connection(
     await told(link, b"1", heard)
     end()
     await told(link, b"2", heard)
+    back: list[bool] = []
+    link.on_back.append(lambda: back.append(True))
     link.renew()
-    await when(lambda: not link.connected)
-    await link.wait(20)
+    await when(lambda: back)
     await told(link, b"3", heard)
     assert b"3" not in ended.data
 
@@ -176,6 +177,7 @@ async def test_a_handler_that_fails_hears_the_next_message(shared_bus: NatsServe
 def key_file(tmp_path: Path) -> Path:
     path = tmp_path / "agent.nk"
     path.write_text(credentials.new_key().seed + "\n")
+    path.chmod(0o600)
     return path
 
 
@@ -203,12 +205,20 @@ async def test_a_key_file_without_a_key_is_refused_at_once(
 ) -> None:
     path = tmp_path / "seed"
     path.write_text(text)
+    path.chmod(0o600)
     link = Link(BusOptions(servers=("nats://127.0.0.1:1",), seed_file=path), fast, "x", "kn.inbox.x")
     with pytest.raises(Failed, match=r"\[nats\]nkey_seed_file .*seed") as caught:
         link.open()
     assert "SU" + text[2:6] not in str(caught.value) or not text.startswith("SU")
     path.unlink()
     with pytest.raises(Failed, match="No such file"):
+        link.open()
+
+
+async def test_a_key_that_others_can_read_is_refused(key_file: Path, fast: FastClock) -> None:
+    key_file.chmod(0o640)
+    link = Link(BusOptions(servers=("nats://127.0.0.1:1",), seed_file=key_file), fast, "x", "kn.inbox.x")
+    with pytest.raises(Failed, match="can be read by others: chmod 600"):
         link.open()
 
 

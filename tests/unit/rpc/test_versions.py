@@ -82,6 +82,12 @@ def test_which_agents_are_served() -> None:
             versions.check_agent("h1", refused)
 
 
+def test_older_than_the_oldest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "OLDEST", "1.1")
+    with pytest.raises(Invalid, match=r"1\.1 to 1\.1: upgrade the agent"):
+        versions.check_agent("h1", "1.0")
+
+
 @pytest.mark.capability("RPC-4")
 async def test_an_agent_of_the_release_before_is_served_without_what_it_does_not_know() -> None:
     caller = Asked()
