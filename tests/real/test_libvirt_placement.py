@@ -32,6 +32,7 @@ from tests.unit.virt.sources import guest
 
 pytestmark = pytest.mark.real
 
+QUOTA = {"quota:cpu_shares": "2048", "quota:cpu_period": "20000", "quota:cpu_quota": "10000"}
 TWO = {"vcpus": 2, "memory_mb": 64}
 
 
@@ -154,7 +155,7 @@ async def test_libvirts_schema_allows_it(host: Host, placed: Placement, cpu: Cpu
         for address, tags in (("0000:81:10.1", {}), ("10000:0a:1f.7", {"managed": "no"}))
     )
     plan = Blueprint(
-        guest=guest(None, flavor={"vcpus": 3, "memory_mb": 128}, pci=devices),
+        guest=guest(None, flavor={"vcpus": 3, "memory_mb": 128, "extra_specs": QUOTA}, pci=devices),
         hardware=hardware(topology=Topology(sockets=3)),
         files=[DiskFile(path=Path("/i/disk"), format="qcow2", boot=True)],
         console=Path("/i/console.log"),
@@ -179,6 +180,9 @@ async def test_libvirts_schema_allows_it(host: Host, placed: Placement, cpu: Cpu
     root = ET.fromstring(await host.driver._connection.call(define))
     assert [each.get("managed") for each in root.iterfind("devices/hostdev")] == ["yes", "no"]
     assert len(root.findall("cpu/numa/cell")) == len(placed.cells)
+    assert [root.findtext(f"cputune/{name}") for name in ("shares", "period", "quota")] == list(
+        QUOTA.values()
+    )
     assert (root.find("memoryBacking/locked") is not None) == placed.locked
 
 

@@ -184,6 +184,16 @@ def test_pins_and_cells() -> None:
     assert attributes(root, "vcpu") == [{}]
 
 
+def test_shares_and_limits_of_the_flavor() -> None:
+    specs = {"quota:cpu_shares": "2048", "quota:cpu_period": "20000", "quota:cpu_quota": "-1"}
+    for plan, pins in ((Placement(), []), (placed(MIXED), ["vcpupin", "vcpupin", "emulatorpin"])):
+        tune = shown(plan, spec(specs=specs)).find("cputune")
+        assert tune is not None
+        assert [each.tag for each in tune] == ["shares", "period", "quota", *pins]
+        assert [each.text for each in tune][:3] == ["2048", "20000", "-1"]
+    assert shown(Placement(), spec(specs={"quota:cpu_shares": "many"})).find("cputune") is None
+
+
 @pytest.mark.parametrize("cpu", [Cpu(), Cpu(mode="custom", model="Nehalem"), Cpu(mode="maximum")])
 def test_cells_are_seen_whatever_the_processor(cpu: Cpu) -> None:
     root = built(spec(), placement=placed(MIXED), cpu=cpu)

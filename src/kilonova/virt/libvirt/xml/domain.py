@@ -70,7 +70,7 @@ def domain_xml(plan: Blueprint, options: LibvirtOptions) -> str:
         element("memory", {"unit": "MiB"}, text=guest.flavor.memory_mb),
         memory_backing(plan.placement),
         vcpu(guest.flavor.vcpus, plan.placement),
-        cputune(plan.placement, options.realtime_priority),
+        cputune(plan.placement, options.realtime_priority, guest.flavor.extra_specs),
         numatune(plan.placement),
         _sysinfo(guest),
         _os(hardware),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from collections.abc import Mapping
 
 from kilonova.model.cpus import format_cpus
 from kilonova.model.pci import PciDevice
@@ -17,20 +19,33 @@ def vcpu(count: int, placed: Placement) -> ET.Element:
     return element("vcpu", {"placement": "static", "cpuset": floating} if floating else None, text=count)
 
 
-def cputune(placed: Placement, priority: int) -> ET.Element | None:
-    """``priority`` is that of real-time CPUs, of the host's scheduler fifo."""
+def cputune(placed: Placement, priority: int, specs: Mapping[str, str]) -> ET.Element | None:
+    """``priority`` is that of real-time CPUs, of the host's scheduler fifo; ``specs`` are the flavor's, for
+    its shares and limits."""
+    limits = [element(name, text=value) for name, value in _limits(specs).items()]
     if not placed.cells:
-        return None
+        return element("cputune", None, *limits) if limits else None
     pins = {cpu: pin for cell in placed.cells for cpu, pin in cell.pins.items()}
     realtime: dict[str, str | int | None]
     realtime = {"vcpus": format_cpus(placed.realtime), "scheduler": "fifo", "priority": priority}
     return element(
         "cputune",
         None,
+        *limits,
         *(element("vcpupin", {"vcpu": cpu, "cpuset": format_cpus(pins[cpu])}) for cpu in sorted(pins)),
         element("emulatorpin", {"cpuset": format_cpus(placed.emulator)}),
         element("vcpusched", realtime) if placed.realtime else None,
     )
+
+
+def _limits(specs: Mapping[str, str]) -> dict[str, int]:
+    """The flavor's ``quota:cpu_shares``, ``cpu_period`` and ``cpu_quota``, which libvirt's cgroups keep."""
+    found = {}
+    for name in ("shares", "period", "quota"):
+        value = specs.get(f"quota:cpu_{name}", "")
+        if re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+            found[name] = int(value)
+    return found
 
 
 def numatune(placed: Placement) -> ET.Element | None:
