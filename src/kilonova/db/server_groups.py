@@ -18,11 +18,12 @@ from kilonova.errors import NotFound, OverQuota
 
 AFFINITY, ANTI_AFFINITY = "affinity", "anti-affinity"
 MOST = "max_server_per_host"
+CHUNK = 64  # groups whose members one statement reads
 SHARES = "MISC_SHARES_VIA_AGGREGATE"
 
 
 class ServerGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """``members`` are servers that have not been deleted, oldest first."""
+    """``members`` are servers that have not been deleted, by their ids."""
 
     id: int
     uuid: str
@@ -71,6 +72,11 @@ DROP_MEMBERS = Statement(delete(server_group_members).where(_m.group_id == bindp
 MEMBERS = Statement(
     select(_m.instance_uuid, _m.user_id).where(_m.group_id == bindparam("of")).order_by(_m.instance_uuid)
 )
+MEMBERS_OF = Statement(
+    select(_m.group_id, _m.instance_uuid)
+    .where(_m.group_id.in_([bindparam(f"g{number}") for number in range(CHUNK)]))
+    .order_by(_m.instance_uuid)
+)
 GROUP_OF = Statement(
     select(_g.uuid)
     .join_from(server_groups, server_group_members, _g.id == _m.group_id)
@@ -95,9 +101,16 @@ def _from_row(row: Row) -> ServerGroup:
     return ServerGroup(**values)
 
 
-def _with_members(tx: Tx, group: ServerGroup) -> ServerGroup:
-    members = tuple(row[0] for row in tx.all(MEMBERS, of=group.id))
-    return msgspec.structs.replace(group, members=members)
+def _with_members(tx: Tx, groups: list[ServerGroup]) -> list[ServerGroup]:
+    """By one statement for each ``CHUNK`` of them."""
+    members: dict[int, list[str]] = {}
+    numbers = [group.id for group in groups]
+    for start in range(0, len(numbers), CHUNK):
+        chunk = numbers[start : start + CHUNK]
+        chunk += chunk[-1:] * (CHUNK - len(chunk))
+        for number, server in tx.all(MEMBERS_OF, **{f"g{at}": one for at, one in enumerate(chunk)}):
+            members.setdefault(number, []).append(server)
+    return [msgspec.structs.replace(group, members=tuple(members.get(group.id, ()))) for group in groups]
 
 
 def find(tx: Tx, uuid: str) -> ServerGroup | None:
@@ -111,7 +124,7 @@ def show(tx: Tx, uuid: str) -> ServerGroup:
     found = find(tx, uuid)
     if found is None:
         raise not_found(uuid)
-    return _with_members(tx, found)
+    return _with_members(tx, [found])[0]
 
 
 def not_found(uuid: str) -> NotFound:
@@ -124,7 +137,7 @@ def list_page(tx: Tx, project_id: str | None, *, most: int, skip: int = 0) -> li
         rows = tx.all(ALL, most=most, skip=skip)
     else:
         rows = tx.all(OF_PROJECT, project_id=project_id, most=most, skip=skip)
-    return [_with_members(tx, _from_row(row)) for row in rows]
+    return _with_members(tx, [_from_row(row) for row in rows])
 
 
 def create(tx: Tx, group: ServerGroup, *, limit: int, user_limit: int | None) -> ServerGroup:

@@ -157,6 +157,17 @@ async def test_groups_of_other_projects(cloud: SmallCloud) -> None:
     assert (await cloud("DELETE", f"{PATH}/{mine['id']}", token=ADMIN)).status == 204
 
 
+async def test_many_groups_in_one_list(cloud: SmallCloud) -> None:
+    cloud.option("server_groups", -1, "quota")
+    made = [(await make(cloud))["id"] for _ in range(70)]
+    for number in (0, 63, 64, 69):
+        await members(cloud, made[number], f"s{number}", f"t{number}")
+    found = (await cloud.get(PATH, version=64, token=MEMBER))["server_groups"]
+    assert [each["id"] for each in found] == made
+    with_members = {at: each["members"] for at, each in enumerate(found) if each["members"]}
+    assert with_members == {at: [f"s{at}", f"t{at}"] for at in (0, 63, 64, 69)}
+
+
 async def test_what_is_not_there(cloud: SmallCloud) -> None:
     for name in ("0" * 36, "x", "%00", "a" * 300):
         for method in ("GET", "DELETE"):
