@@ -123,6 +123,23 @@ async def test_a_controller_asks_an_agent_which_answers_several_times(deployment
     assert answers.data[3:] == []
 
 
+async def test_so_many_answers_are_let_through_until_the_question_is_repeated(deployment: Deployment) -> None:
+    text = deployment.users.read_text()
+    assert '"max":150' in text
+    deployment.users.write_text(text.replace('"max":150', '"max":2'))
+    deployment.bus.reload()
+    agent, controller = await deployment.connect("a"), await deployment.connect("ctl")
+    asked = await listening(agent, "kn.host.a.s1.*")
+    answers = await listening(controller, "kn.inbox.controllers.c1.*")
+    for round_ in (1, 2):
+        await controller.publish("kn.host.a.s1.start", b"start", reply="kn.inbox.controllers.c1.1")
+        await when(lambda expected=round_: len(asked.messages) == expected)
+        for each in (b"1", b"2", b"3"):
+            await agent.publish("kn.inbox.controllers.c1.1", each)
+        await deployment.refused("a", "permissions violation for publish")
+        await when(lambda times=round_: answers.data == [b"1", b"2"] * times)
+
+
 @pytest.mark.parametrize(
     "subject",
     [

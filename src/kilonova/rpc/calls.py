@@ -7,6 +7,7 @@ long, only for saying nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from typing import Any
 
@@ -21,6 +22,9 @@ log = structlog.get_logger("kilonova.bus")
 
 SILENCE = 8.0  # seconds without a word after which whoever was asked is taken to be unreachable
 LOOK = 1.0
+RENEW = (
+    60.0  # seconds after which a command is sent once more, so that its answer stays welcome (credentials.py)
+)
 
 
 class NobodyThere(Unreachable):
@@ -28,12 +32,13 @@ class NobodyThere(Unreachable):
 
 
 class _Waiting:
-    __slots__ = ("answer", "heard", "whom")
+    __slots__ = ("answer", "asked", "heard", "question", "whom")
 
-    def __init__(self, whom: str, now: int) -> None:
+    def __init__(self, whom: str, now: int, question: tuple[str, bytes, str] | None) -> None:
         self.answer: asyncio.Future[wire.Result | wire.Fault] = asyncio.get_running_loop().create_future()
-        self.heard = now
+        self.heard = self.asked = now
         self.whom = whom
+        self.question = question  # what may be sent again: it joins what is done
 
 
 class Caller:
@@ -75,9 +80,11 @@ class Caller:
     async def call(self, subject: str, verb: wire.Verb, arguments: dict[str, Any], whom: str) -> Any:
         """What the verb gives.  Raises what it raises, and Unreachable (NobodyThere if the bus says so)."""
         number = str(next(self._numbers))
-        waiting = self._waiting[number] = _Waiting(whom, self._clock.now())
+        question = (subject, verb.encode(arguments), f"{self._inbox}.{number}")
+        repeatable = question if "command" in arguments else None
+        waiting = self._waiting[number] = _Waiting(whom, self._clock.now(), repeatable)
         try:
-            await self._link.publish(subject, verb.encode(arguments), f"{self._inbox}.{number}")
+            await self._link.publish(*question)
             return wire.value_of(verb, await waiting.answer)
         finally:
             del self._waiting[number]
@@ -111,6 +118,10 @@ class Caller:
                 if now - waiting.heard > self._silence:
                     seconds = self._silence // SECOND
                     _give_up(waiting, Unreachable(f"{waiting.whom} has said nothing for {seconds} seconds."))
+                elif waiting.question is not None and now - waiting.asked > RENEW * SECOND:
+                    waiting.asked = now
+                    with contextlib.suppress(Unreachable):  # then the waiting ends by itself
+                        await self._link.publish(*waiting.question)
 
 
 def _give_up(waiting: _Waiting, error: KilonovaError) -> None:

@@ -170,6 +170,21 @@ async def test_nobody_is_given_up_for_taking_long(pair: Pair) -> None:
     assert await asked == "done it"
 
 
+async def test_a_command_that_takes_long_is_sent_again_and_done_once(pair: Pair) -> None:
+    """The server lets an agent answer for a while only."""
+    heard: list[tuple[str, str]] = []
+    await pair.host.subscribe(f"{SUBJECT}.*", lambda subject, data, reply: heard.append((subject, reply)))
+    await pair.settle()
+    pair.worker.go.clear()
+    asked = [asyncio.ensure_future(pair.work("c1", "it")), asyncio.ensure_future(pair.ask("it"))]
+    await when(lambda: len(heard) == 4)
+    works = [each for each in heard if each[0].endswith(".work")]
+    assert len(works) == 3 and len(set(works)) == 1
+    assert sorted(pair.worker.begun) == ["?", "c1"]
+    pair.worker.go.set()
+    assert await asyncio.gather(*asked) == ["done it"] * 2
+
+
 @pytest.mark.capability("RPC-7")
 async def test_who_says_nothing_is_given_up(pair: Pair) -> None:
     quiet: list[str] = []
