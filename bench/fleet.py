@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.run import percentile
 from kilonova.testing.fleet.daemon import Daemon
-from kilonova.testing.fleet.fleet import DATABASE, Fleet
+from kilonova.testing.fleet.fleet import DATABASE, Fleet, Pace
 from kilonova.testing.fleet.load import Load
 
 REST = 60.0  # seconds over which rest is looked at
@@ -170,7 +170,7 @@ async def resting(fleet: Fleet, servers: int) -> AsyncIterator[tuple[str, Any]]:
 
 async def run(chosen: argparse.Namespace, directory: Path) -> None:
     interval = 10 if chosen.rest else 2
-    fleet = Fleet(directory, report_interval=interval, service_down_time=60, lease=10.0, more=MORE)
+    fleet = Fleet(directory, pace=Pace(report_interval=interval, service_down_time=60, lease=10.0), more=MORE)
     try:
         await fleet.up()
         await fleet.simulate(chosen.hosts, processes=chosen.processes)

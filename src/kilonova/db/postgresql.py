@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
@@ -19,6 +20,13 @@ from kilonova.db.lanes import Lanes, Queued
 T = TypeVar("T")
 
 ATTEMPTS = 5  # of a transaction that lost against another one, or its connection
+ATTENTIVE = {
+    "connect_timeout": 5,  # seconds
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds that what was sent may go unheard
+}
 LOST = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
 
@@ -28,6 +36,13 @@ class _SnapshotCompiler(PGCompiler_psycopg):
 
     def for_update_clause(self, select: Any, **kw: Any) -> str:
         return ""
+
+
+def _attentive(conninfo: str) -> str:
+    """With limits, unless it has its own, for a server that vanishes without a word."""
+    given = conninfo_to_dict(conninfo)
+    limits = {name: value for name, value in ATTENTIVE.items() if name not in given}
+    return str(make_conninfo(conninfo, **limits))
 
 
 async def _to_its_end(running: asyncio.Future[T]) -> T:
@@ -55,7 +70,7 @@ class PostgresqlDatabase:
     name = "postgresql"
 
     def __init__(self, conninfo: str, *, threads: int = 4, skew: int = 0) -> None:
-        self._conninfo = conninfo
+        self._conninfo = _attentive(conninfo)
         self._skew = skew
         self._dialect = psycopg_dialect()  # type: ignore[no-untyped-call]
         self._snapshot_dialect = psycopg_dialect()  # type: ignore[no-untyped-call]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kilonova.testing.fleet.cable import Cable
 from kilonova.testing.fleet.daemon import Daemon
 from kilonova.testing.fleet.servers import NatsServer, PostgresServer, free_port
@@ -44,6 +46,14 @@ port_offset = {offset}
 """
 
 
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds."""
+
+    report_interval: int = 2
+    service_down_time: int = 10
+    lease: float = 5.0
+
+
 class Fleet:
     """``up`` starts all; each part can be killed, paused and started again by itself."""
 
@@ -53,9 +63,7 @@ class Fleet:
         *,
         controllers: int = 2,
         offset: int = 30_000,
-        report_interval: int = 2,
-        service_down_time: int = 10,
-        lease: float = 5.0,
+        pace: Pace = Pace(),  # noqa: B008 - a record that cannot be changed
         more: str = "",
         safe: bool = True,
         wired: tuple[int, ...] = (),
@@ -68,9 +76,7 @@ class Fleet:
         self.postgres = PostgresServer(directory / "postgres", safe=safe)
         self.nats = NatsServer(directory / "nats")
         values = {
-            "report_interval": report_interval,
-            "service_down_time": service_down_time,
-            "lease": lease,
+            **msgspec.structs.asdict(pace),
             "url": self.nats.url,
             "conninfo": self.postgres.conninfo(DATABASE),
             "directory": directory,
