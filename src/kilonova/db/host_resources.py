@@ -88,6 +88,14 @@ _TAKE_ITEM = Statement(
     )
     .values(holder=bindparam("new_holder"))
 )
+_one_device = (_d.compute_id == bindparam("of"), _d.address == bindparam("at"))
+_DROP_VANISHED_DEVICE = Statement(delete(pci_devices).where(*_one_device, ~_d.reported))
+_GIVE_DEVICE = Statement(update(pci_devices).where(*_one_device).values(holder=None))
+_CHANGE = Statement(
+    update(host_claims)
+    .where(_c.consumer == bindparam("of"))
+    .values({name: bindparam(f"new_{name}") for name in ("requests", "holdings", "devices")})
+)
 _DROP_VANISHED = tuple(
     Statement(delete(table).where(table.c.holder == bindparam("of"), ~table.c.reported))
     for table in (pci_devices, host_items)
@@ -227,6 +235,22 @@ def add(tx: Tx, claim: Claim) -> None:
             new_holder=claim.consumer,
         )
         _check_taken(taken, claim, f"{item.resource_class} {item.identifier}")
+
+
+def change(tx: Tx, before: Claim, after: Claim) -> None:
+    """Exchange the devices of a claim, and what they were asked for by; its host is locked.
+
+    Raises Conflict when somebody holds some of those that come.
+    """
+    names = ("requests", "holdings", "devices")
+    tx.run(_CHANGE, of=before.consumer, **{f"new_{name}": encoded(getattr(after, name)) for name in names})
+    old, new = ({each.address for each in claim.devices} for claim in (before, after))
+    for address in sorted(old - new):
+        for statement in (_DROP_VANISHED_DEVICE, _GIVE_DEVICE):
+            tx.run(statement, of=before.compute_id, at=address)
+    for address in sorted(new - old):
+        taken = tx.run(_TAKE_DEVICE, of=before.compute_id, at=address, new_holder=before.consumer)
+        _check_taken(taken, after, f"device {address}")
 
 
 def _check_taken(taken: int, claim: Claim, what: str) -> None:

@@ -20,7 +20,7 @@ from kilonova.model.instance import Instance
 from kilonova.model.numa import GuestTopology
 from kilonova.model.pci import PciRequest
 from kilonova.resources import pci_request
-from kilonova.resources.host_fit import NOTHING, Fitted, fit_host
+from kilonova.resources.host_fit import NOTHING, Fitted, fit_host, fit_more
 from kilonova.resources.numa_fit import DoesNotFit
 from kilonova.resources.numa_request import is_concerned, wanted_topology
 from kilonova.resources.pci_request import Alias
@@ -161,6 +161,19 @@ class Claims:
         """A move is confirmed: its old side is released."""
         await self.release(migration_uuid)
 
+    async def attach(
+        self, instance: Instance, compute_id: str, requests: tuple[PciRequest, ...]
+    ) -> Claim | str:
+        """Take devices for a server that runs, near the cells that it has (RT-12).
+
+        Its claim then, or the reason why not.  Requests that are answered already are not taken twice.
+        """
+        return await self._db.write(lambda tx: _attach(tx, instance.uuid, compute_id, requests))
+
+    async def detach(self, instance: Instance, request_id: str) -> None:
+        """Give back the devices of one request of a server (RT-12)."""
+        await self._db.write(lambda tx: _detach(tx, instance.uuid, request_id))
+
     def check_live(self, wanted: Wanted, current: Claim | None) -> Wanted:
         """What a live migration claims: devices of ports only come later, and pages stay as they are.
 
@@ -207,6 +220,54 @@ def _take(tx: Tx, made: Claim, wanted: Wanted, allocations: Allocations, *, pack
     if not claim.nothing:
         host_resources.add(tx, claim)
     return claim
+
+
+def _attach(tx: Tx, uuid: str, compute_id: str, requests: tuple[PciRequest, ...]) -> Claim | str:
+    host_resources.lock(tx, compute_id)
+    before = host_resources.claim_of(tx, uuid)
+    claim = before or Claim(consumer=uuid, instance_uuid=uuid, compute_id=compute_id)
+    if claim.compute_id != compute_id:
+        raise Conflict(f"{uuid} has a claim on the host {claim.compute_id}, not on {compute_id}.")
+    known = {each.id for each in claim.requests}
+    new = tuple(each for each in requests if each.id not in known)
+    if not new:
+        return claim
+    try:
+        fitted = fit_more(host_resources.read(tx, compute_id), claim, new)
+    except DoesNotFit as error:
+        return str(error)
+    after = msgspec.structs.replace(
+        claim,
+        requests=(*claim.requests, *new),
+        holdings=(*claim.holdings, *fitted.holdings),
+        devices=(*claim.devices, *fitted.devices),
+    )
+    if before is None:
+        host_resources.add(tx, after)
+    else:
+        host_resources.change(tx, before, after)
+    return after
+
+
+def _detach(tx: Tx, uuid: str, request_id: str) -> None:
+    found = host_resources.claim_of(tx, uuid)
+    if found is None:
+        return
+    host_resources.lock(tx, found.compute_id)
+    claim = host_resources.claim_of(tx, uuid)  # as it is now that nobody else changes it
+    if claim is None:
+        return
+    given = {a for each in claim.holdings if each.request_id == request_id for a in each.addresses}
+    after = msgspec.structs.replace(
+        claim,
+        requests=tuple(each for each in claim.requests if each.id != request_id),
+        holdings=tuple(each for each in claim.holdings if each.request_id != request_id),
+        devices=tuple(each for each in claim.devices if each.address not in given),
+    )
+    if after.nothing:
+        host_resources.drop(tx, uuid)
+    elif after != claim:
+        host_resources.change(tx, claim, after)
 
 
 def _allocated(host: HostResources, allocations: Allocations) -> HostResources:
@@ -256,7 +317,10 @@ def _with_pages(wanted: Wanted, size_kib: int) -> GuestTopology | None:
 
 def is_special(instance: Instance) -> bool:
     """Whether a server may hold more than allocations; quick, since most do not."""
-    return is_special_kind(instance.flavor, instance.image.properties if instance.image else {})
+    properties = instance.image.properties if instance.image else {}
+    return is_special_kind(instance.flavor, properties) or any(
+        vif.vnic_type != "normal" for vif in instance.vifs
+    )
 
 
 def is_special_kind(flavor: Flavor, properties: Mapping[str, str]) -> bool:

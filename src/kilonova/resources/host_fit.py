@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from kilonova.model.host_resources import HostResources, Wanted
+from kilonova.model.host_resources import Claim, HostResources, Wanted
 from kilonova.model.numa import GuestTopology, HostTopology
-from kilonova.model.pci import PciDevice, PciHolding
+from kilonova.model.pci import PciDevice, PciHolding, PciRequest
 from kilonova.resources import numa_fit, pci_fit
 from kilonova.resources.numa_fit import DoesNotFit
 
@@ -23,6 +23,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING = Fitted()
+NOT_NEAR = "no free devices are near the server's NUMA cells"
 NO_TOPOLOGY = "the host reports no NUMA topology, and the server needs one"
 
 
@@ -41,6 +42,17 @@ def fit_host(host: HostResources, wanted: Wanted, *, packing: bool = False) -> F
     taken = {address for holding in holdings for address in holding.addresses}
     devices = tuple(device for device in free if device.address in taken)
     return Fitted(numa=numa, holdings=holdings, devices=devices)
+
+
+def fit_more(host: HostResources, claim: Claim, requests: tuple[PciRequest, ...]) -> Fitted:
+    """Devices for who has a claim there already, near its cells.  Raises DoesNotFit."""
+    wanted = Wanted(pci=requests)
+    free = pci_fit.free_devices(host.devices)
+    holdings = _devices(host.topology, wanted, free, _cells(claim.numa))
+    if holdings is None:
+        raise DoesNotFit(_missing_devices(host, wanted) or NOT_NEAR)
+    taken = {address for holding in holdings for address in holding.addresses}
+    return Fitted(holdings=holdings, devices=tuple(each for each in free if each.address in taken))
 
 
 def _all_reasons(host: HostResources, wanted: Wanted, error: DoesNotFit) -> DoesNotFit:

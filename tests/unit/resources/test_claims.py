@@ -17,6 +17,7 @@ from kilonova.model.host import HostReport, Inventory
 from kilonova.model.host_resources import Claim, HostResources, Item, Wanted
 from kilonova.model.instance import ImageMeta, Instance
 from kilonova.model.pci import PF, VF, PciRequest
+from kilonova.model.port import Vif
 from kilonova.resources.claims import NO_ROOM, Claims, is_special
 from kilonova.resources.pci_request import FLAVOR_KEY, read_aliases
 from kilonova.resources.shortfalls import shortfalls
@@ -331,6 +332,60 @@ async def test_a_move_that_got_no_new_side_is_given_up_as_well(claims: Claims) -
     await claims.set_aside("s1", "m1")
     await claims.take_back("s1", "m1")
     assert await claims.of(server(SPECIAL)) == old
+
+
+def port(request_id: str, *, policy: str | None = None, count: int = 1) -> PciRequest:
+    return PciRequest(id=request_id, count=count, specs=({},), port_id=request_id, numa_policy=policy)
+
+
+def with_port(vnic_type: str) -> Instance:
+    vif = Vif(port_id="p1", mac="", network_id="n", network_name="n", vnic_type=vnic_type)
+    return replace(server({}), vifs=(vif,))
+
+
+def test_a_port_that_is_a_device_makes_a_server_special() -> None:
+    assert is_special(with_port("direct")) and not is_special(with_port("normal"))
+
+
+@pytest.mark.capability("RT-12")
+async def test_devices_come_and_go_while_a_server_runs(claims: Claims, db: Database) -> None:
+    first = await taken(claims, "s1", SPECIAL)
+    instance = server(SPECIAL)
+    for _ in range(2):
+        more = await claims.attach(instance, HOST, (port("p1", policy="preferred"),))
+        assert isinstance(more, Claim) and await claims.of(instance) == more
+        assert (more.numa, len(more.devices), len(more.requests)) == (first.numa, 2, 2)
+        assert [each.holder for each in (await there(db)).devices] == ["s1", "s1"]
+    reason = await claims.attach(instance, HOST, (port("p2"),))
+    assert isinstance(reason, str) and "claim of PCI devices failed" in reason
+    for _ in range(2):
+        await claims.detach(instance, "p1")
+        assert await claims.of(instance) == first
+        assert [each.holder for each in (await there(db)).devices] == ["s1", None]
+
+
+@pytest.mark.capability("RT-12")
+async def test_devices_must_be_near_the_cells_that_a_server_has(claims: Claims, db: Database) -> None:
+    await taken(claims, "s1", SPECIAL)  # in cell 0, whose only device it has
+    reason = await claims.attach(server(SPECIAL), HOST, (port("p1", policy="required"),))
+    assert reason == "no free devices are near the server's NUMA cells"
+    assert [each.holder for each in (await there(db)).devices] == ["s1", None]
+
+
+@pytest.mark.capability("RT-12")
+async def test_a_server_that_had_no_claim_has_one_as_long_as_it_has_devices(
+    claims: Claims, db: Database
+) -> None:
+    instance = with_port("direct")
+    await claims.detach(instance, "p1")
+    made = await claims.attach(instance, HOST, (port("p1", count=2),))
+    assert isinstance(made, Claim) and len(made.devices) == 2
+    with pytest.raises(Conflict):
+        await claims.attach(instance, OTHER, (port("p2"),))
+    await db.write(lambda tx: host_report.take_over(tx, report(pci_devices=(device(1, numa_cell=0),))))
+    await claims.detach(instance, "p1")
+    assert await claims.of(instance) is None
+    assert [each.device.address for each in (await there(db)).devices] == ["0000:01:00.0"]
 
 
 @pytest.mark.capability("CL-10")
