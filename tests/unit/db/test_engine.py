@@ -407,7 +407,7 @@ async def test_of_two_that_wait_in_a_circle_one_is_repeated(postgresql: Postgres
         return fn
 
     await asyncio.gather(postgresql.write(change("a", "b")), postgresql.write(change("b", "a")))
-    assert len(runs) == 3
+    assert len(runs) >= 3  # who was first to lose may meet the other one once more
 
 
 async def test_a_server_that_is_not_there_is_unavailability() -> None:
