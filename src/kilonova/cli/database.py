@@ -10,7 +10,7 @@ from typing import TypeVar
 import click
 
 from kilonova.clock import SystemClock
-from kilonova.db.engine import Database, DatabaseUnavailable, Tx
+from kilonova.db.engine import Database, DatabaseUnavailable
 from kilonova.db.schema import check
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import KilonovaError
@@ -58,21 +58,29 @@ def _opened(state_dir: Path, settings: Settings) -> Database:
     return SqliteDatabase(path, SystemClock())
 
 
-def run(state_dir: Path, fn: Callable[[Tx], T], *, write: bool = False) -> T:
-    """The result of one transaction.  Raises ClickException where there is no cloud that can be read."""
-    path = state_dir / "kilonova.db"
-    if not path.exists():
-        raise click.ClickException(f"There is no cloud in {state_dir}: start one with `kilonova up`.")
+async def in_cell(db: Database, word: str, fn: Callable[[Database], Awaitable[T]]) -> T:
+    """What ``fn`` makes of the database of a cell (by name or uuid), which ``db``, the top one, knows.
 
-    async def go() -> T:
-        db = SqliteDatabase(path, SystemClock())
-        try:
-            await check(db)
-            return await (db.write(fn) if write else db.read(fn))
-        finally:
-            await db.close()
+    Raises ClickException for a cell that there is not.
+    """
+    from kilonova.cell_parts import open_database
+    from kilonova.db import cell_mappings
 
+    if word in (cell_mappings.FIRST_CELL, cell_mappings.FIRST_CELL_NAME):
+        return await fn(db)
+    mapping = await db.read(lambda tx: cell_mappings.find(tx, word))
+    if mapping is None:
+        raise click.ClickException(f"There is no cell '{word}'.")
+    its_own = open_database(mapping.database_connection, SystemClock(), threads=1)
     try:
-        return asyncio.run(go())
-    except (KilonovaError, DatabaseUnavailable) as error:
-        raise click.ClickException(str(error)) from error
+        await check(its_own)
+        return await fn(its_own)
+    finally:
+        await its_own.close()
+
+
+async def where(db: Database, server: str) -> str:
+    """The cell (uuid) of a server, by its uuid; the first one for a server that no mapping names."""
+    from kilonova.db import cell_mappings, instance_mappings
+
+    return await db.read(lambda tx: instance_mappings.cell_of(tx, server)) or cell_mappings.FIRST_CELL

@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy import bindparam, select
 
 from kilonova.cli import explain_now
-from kilonova.cli.database import look, state_dir_option
+from kilonova.cli.database import in_cell, look, state_dir_option, where
 from kilonova.cli.explain_now import Decision, Thought
 from kilonova.db import instances
 from kilonova.db.engine import Database, Statement, Tx
@@ -91,7 +91,7 @@ def explain(
         raise click.ClickException("Name a SERVER, or give --dry-run with a --flavor.")
     if server is None:
         return _dry_run(state_dir, settings, **thought)
-    story = look(state_dir, settings, lambda db: db.read(lambda tx: find(tx, server)))
+    story = look(state_dir, settings, lambda db: _story(db, server))
     console = Console()
     _tell(console, story)
     if now:
@@ -101,6 +101,12 @@ def explain(
         console.print("If it had to be placed now:")
         explain_now.show(console, decision, 1)
     return None
+
+
+async def _story(db: Database, server: str) -> Story:
+    """In a cell besides the first a server is found by its uuid only."""
+    cell = await where(db, server)
+    return await in_cell(db, cell, lambda its: its.read(lambda tx: find(tx, server)))
 
 
 def _options(config_file: Path | None) -> dict[str, dict[str, object]]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from sqlalchemy import insert
 
 from kilonova.cells_admin import masked
 from kilonova.clock import SystemClock
@@ -20,6 +21,7 @@ from kilonova.db.cell_mappings import FIRST_CELL, CellMapping
 from kilonova.db.engine import Database, Tx
 from kilonova.db.instance_mappings import GONE, MADE, PENDING
 from kilonova.db.postgresql import PostgresqlDatabase
+from kilonova.db.tables.journal import actions
 from kilonova.model.host import HostReport
 from tests.conftest import opened
 from tests.unit.cli.conftest import Command, rows
@@ -294,6 +296,47 @@ async def test_where_a_server_is(place: Place) -> None:
         state = " ".join(line[7] for line in shown)
         assert "Cannot reach" in state
         assert "secret" not in words + state
+
+
+async def test_operations_and_stories_of_a_cell(place: Place) -> None:
+    await place.create("second")
+    await in_second(place, lambda tx: instances.insert(tx, server(U1)))
+    await in_second(place, lambda tx: tx.run(insert(actions).values(**ACTION)))
+    await place("map-instances", "second")
+    conf = ("--config-file", str(place.config))
+    assert rows(await place.command("operation", "list", *conf)) == []
+    (row,) = rows(await place.command("operation", "list", "--cell", "second", *conf))
+    assert row[:4] == ["1", "create", U1, "attention"]
+    assert "no cell 'third'" in await place.command("operation", "list", "--cell", "third", *conf, fails=True)
+    await place.command("operation", "retry", "1", *conf, fails=True)
+    assert "retry" in await place.command("operation", "retry", "1", "--cell", "second", *conf)
+    (row,) = rows(await place.command("operation", "list", "--cell", "second", *conf))
+    assert row[3] != "attention"
+    assert "h-1" in await place.command("explain", U1, *conf)
+    assert "There is no server" in await place.command("explain", U2, *conf, fails=True)
+
+
+ACTION = {
+    "action": "create",
+    "instance_uuid": U1,
+    "request_id": "req-1",
+    "start_time": 1,
+    "operation": "create",
+    "plan": '["place"]',
+    "params": "{}",
+    "outputs": '{"place": {"rejected": {"h-1": "it is full"}}}',
+    "state": "attention",
+    "open": True,
+    "cursor": 0,
+    "floor": 0,
+    "round": 1,
+    "cancel": False,
+    "why": "nobody knows",
+    "epoch": 1,
+    "lease_until": 0,
+    "wake_at": 2**60,
+    "deadline_at": 1,
+}
 
 
 async def test_an_embedded_cloud_has_one_cell(command: Command, tmp_path: Path) -> None:
