@@ -148,7 +148,7 @@ GLANCE_STORE = [
     cfg.StrOpt("filesystem_store_datadir", help="Directory with images; shared by all controllers.")
 ]
 JOURNAL = [
-    cfg.FloatOpt("lease", default=30.0, help="Seconds until another controller takes over from a dead one."),
+    cfg.FloatOpt("lease", default=10.0, help="Seconds until another controller takes over from a dead one."),
     cfg.IntOpt("concurrency", default=256, help="Operations that one controller runs at a time."),
 ]
 IDENTITY = [
