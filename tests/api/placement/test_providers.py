@@ -158,6 +158,21 @@ async def test_aggregates(face: Face) -> None:
     is_fault(await face.call("PUT", f"{ROOT}/{new()}/aggregates", [one], v=1), 404)
 
 
+async def test_aggregates_that_old_clients_change_are_found_at_once(face: Face) -> None:
+    """Though the generation does not tell of it."""
+    id, aggregate = await face.provider(), new()
+
+    async def found() -> list[str]:
+        listed = (await face.get(f"{ROOT}?member_of={aggregate}"))["resource_providers"]
+        return [each["uuid"] for each in listed]
+
+    assert await found() == []
+    (await face.call("PUT", f"{ROOT}/{id}/aggregates", [aggregate], v=1)).expect(200)
+    assert await found() == [id]
+    (await face.call("PUT", f"{ROOT}/{id}/aggregates", [], v=18)).expect(200)
+    assert await found() == []
+
+
 async def test_traits(face: Face) -> None:
     id = await face.provider()
     path = f"{ROOT}/{id}/traits"

@@ -75,11 +75,12 @@ async def test_nothing_is_read_again_when_nothing_has_changed(placement: Builtin
 
 async def test_each_change_is_seen(placement: BuiltinPlacement) -> None:
     """Also those that do not count for the generation."""
-    db, top, low, server = placement.db, new(), new(), new()
+    db, top, low, leaf, server = placement.db, new(), new(), new(), new()
     await placement.report_tree(
         [
             ProviderReport(uuid=top, name="top", inventories={"CUSTOM_OLD": Inventory(total=9)}),
             ProviderReport(uuid=low, name="low", parent=top, inventories={"VCPU": Inventory(total=9)}),
+            ProviderReport(uuid=leaf, name="leaf", parent=low),
         ]
     )
     owner = Consumer(uuid=server, generation=0, project_id="p", user_id="u")
