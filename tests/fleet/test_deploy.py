@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+from kilonova.cli.agent import Replaced
 from kilonova.cli.main import main
 from kilonova.settings import GROUPS, PORTS, read_options
 from kilonova.testing.bus import free_port, when
@@ -66,6 +67,8 @@ def test_the_units_start_commands_that_there_are(path: Path) -> None:
     words = shlex.split(start[1].replace("\\\n", " "))
     assert words[0] == "/opt/kilonova/.venv/bin/kilonova"
     resolved(words[1:])
+    if path.name == "kilonova-agent.service":
+        assert f"\nRestartPreventExitStatus={Replaced.exit_code}\n" in path.read_text()
     if shutil.which("systemd-analyze"):
         done = subprocess.run(
             ["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False

@@ -69,11 +69,11 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
         return seed
 
     def tls(self) -> ssl.SSLContext | None:
-        """Raises Failed for files that are not there or are none of that kind."""
-        if self.ca_file is None:
+        """None: it need not be.  Raises Failed for files that are not there or are none of that kind."""
+        if self.ca_file is None and not any(each.startswith("tls:") for each in self.servers):
             return None
         try:
-            context = ssl.create_default_context(cafile=str(self.ca_file))
+            context = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.cert_file is not None:
                 context.load_cert_chain(str(self.cert_file), self.key_file and str(self.key_file))
@@ -239,7 +239,7 @@ class Link:
             flusher_queue_size=8192,
         )
         if tls is not None and not client._server_info.get(TLS_BEGINS):
-            raise Failed("the server speaks without TLS, which [nats]ca_file asks for")
+            raise Failed("the server speaks without TLS, which [nats]ca_file and tls:// ask for")
 
     async def _attach(self, client: Client, subscribed: _Subscribed) -> None:
         async def heard(message: Msg) -> None:

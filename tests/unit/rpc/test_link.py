@@ -337,6 +337,21 @@ async def test_a_server_without_tls_is_not_spoken_to_when_it_should_have_it(
     assert "speaks without TLS" in await refused(link)
 
 
+async def test_an_address_can_ask_for_tls_too(
+    own_bus: NatsServer, link_to: LinkTo, authority: Authority
+) -> None:
+    own_bus.start()
+    link = await link_to(own_bus.url.replace("nats:", "tls:"), wait=False)
+    assert "speaks without TLS" in await refused(link)
+    await link.close()
+    own_bus.kill()
+    own_bus.configure(tls(authority))
+    own_bus.start()
+    link = await link_to(own_bus.url.replace("nats:", "tls:"), wait=False)
+    assert "its certificate is not" in await refused(link)  # by the authorities that this machine trusts
+    assert await link_to(own_bus.url.replace("nats:", "tls:"), ca_file=authority.file)
+
+
 async def test_a_server_may_want_our_certificate(
     own_bus: NatsServer, link_to: LinkTo, authority: Authority
 ) -> None:
