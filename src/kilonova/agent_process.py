@@ -161,7 +161,9 @@ class AgentProcess:
     def _begin_periodic(self, parts: HostParts) -> None:
         interval = spacing(self.settings.number("sync_power_state_interval"))
         self.periodic.every(interval, "power states", self._tell_of_all_guests)
-        parts.keep_reports(self.periodic, self.settings, lambda report: self.desk.hello(report, self.session))
+        parts.keep_reports(
+            self.periodic, self.settings, lambda report: self.desk.hello(report, self.session, again=True)
+        )
         parts.keep_image_cache(self.periodic, self.settings)
 
     async def _tell_of_all_guests(self) -> None:

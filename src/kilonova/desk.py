@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from kilonova.clock import SECOND
-from kilonova.db import instances, network_ports
+from kilonova.db import hosts, instances, network_ports
 from kilonova.db.engine import Tx
-from kilonova.errors import NotFound, TryAgain
+from kilonova.errors import Conflict, NotFound, TryAgain
 from kilonova.model.host import HostReport
 from kilonova.model.instance import Instance
 from kilonova.model.states import Power
@@ -64,14 +64,24 @@ class _HostDesk:
         self._images_of = served.images_of
         self._host = host
 
-    async def hello(self, report: HostReport, session: str) -> Welcome:
+    async def hello(self, report: HostReport, session: str, *, again: bool = False) -> Welcome:
         if report.host != self._host:
             log.error("an agent reports as another host", host=self._host, says=report.host)
             raise NotFound(f"You are the host '{self._host}' and none other.")
         versions.check_agent(report.host, report.version or versions.OLDEST)
         subjects.checked_session(session)
+        if again:
+            await self._check_session(session)
         await register(self._cloud, report, session)
         return Welcome(version=versions.VERSION, now=self._cloud.clock.now())
+
+    async def _check_session(self, session: str) -> None:
+        """News of an agent that was replaced must not make it the one that serves."""
+        known = await self._cloud.db.read(lambda tx: hosts.session(tx, self._host))
+        if known is None or known[0] != session:
+            raise Conflict(
+                f"This agent does not serve as the host '{self._host}' any more: it has to begin anew."
+            )
 
     async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
         here = set(await self._cloud.db.read(lambda tx: instances.uuids_by_host(tx, self._host)))

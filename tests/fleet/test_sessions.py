@@ -195,9 +195,11 @@ async def test_reports_that_are_refused_with_the_reason(house: House) -> None:
     report = msgspec.structs.replace(agent.parts.reports.latest, version=versions.VERSION)
     old = msgspec.structs.replace(report, version="0.9")
     with pytest.raises(Invalid, match=r"'h1' speaks version 0\.9 .* this controller .*upgrade the agent"):
-        await ask(agent, "hello", report=old, session=agent.session)
+        await ask(agent, "hello", report=old, session=agent.session, again=False)
     with capture_logs() as logs, pytest.raises(NotFound, match="You are the host 'h1' and none other"):
-        await ask(agent, "hello", report=msgspec.structs.replace(report, host="h2"), session="s2")
+        await ask(
+            agent, "hello", report=msgspec.structs.replace(report, host="h2"), session="s2", again=False
+        )
     assert "an agent reports as another host" in [each["event"] for each in logs]
     for session in ("", "a.b", "s\r\nPUB kn.host.h2.s.x 0"):
         with pytest.raises(Invalid, match="session"):
@@ -223,6 +225,22 @@ async def test_news_of_a_host_tell_its_version_too(house: House) -> None:
     await agent.desk.hello(msgspec.structs.replace(agent.parts.reports.latest, version=""), agent.session)
     known = await house.host("h1")
     assert known is not None and known.version == versions.VERSION
+
+
+async def test_news_of_an_agent_that_was_replaced_do_not_bring_it_back(house: House) -> None:
+    first = await house.agent("h1")
+    assert first.parts is not None
+    report = first.parts.reports.latest
+    await first.desk.hello(report, first.session, again=True)
+    (house.directory / "copy").mkdir()
+    shutil.copy(house.directory / "h1-state" / "compute_id", house.directory / "copy")
+    second = await house.agent("h1", "copy")
+    with pytest.raises(Conflict, match="does not serve as the host 'h1' any more"):
+        await first.desk.hello(report, first.session, again=True)
+    await house.served_by(second)
+    await house.controller.db.write(lambda tx: hosts.remove(tx, "h1"))
+    with pytest.raises(Conflict):
+        await second.desk.hello(report, second.session, again=True)
 
 
 async def test_controllers_speak_for_nobody(house: House) -> None:

@@ -47,9 +47,12 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
 class Desk(Protocol):
     """All verbs raise Unreachable when no controller answers."""
 
-    async def hello(self, report: HostReport, session: str) -> Welcome:
+    async def hello(self, report: HostReport, session: str, *, again: bool = False) -> Welcome:
         """Serve as this host from now on.  Raises Conflict or Invalid, with the reason, for one that may not:
-        a name that is another's, a changed identity, a version that is too old."""
+        a name that is another's, a changed identity, a version that is too old.
+
+        ``again``: these are news of one that serves already.  Raises Conflict if it does not any more.
+        """
 
     async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
         """What guests of the host do.

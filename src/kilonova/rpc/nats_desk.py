@@ -46,9 +46,9 @@ class NatsDesk:
         subject = subjects.from_host(self._prefix, self._host, verb)
         return await self._caller.call(subject, VERBS[verb], arguments, "The controller")
 
-    async def hello(self, report: HostReport, session: str) -> Welcome:
+    async def hello(self, report: HostReport, session: str, *, again: bool = False) -> Welcome:
         told = msgspec.structs.replace(report, version=versions.VERSION)  # whoever has made it
-        found: Welcome = await self._call("hello", report=told, session=session)
+        found: Welcome = await self._call("hello", report=told, session=session, again=again)
         return found
 
     async def observed(self, seen: tuple[Observed, ...], *, all_at: int = 0) -> None:
