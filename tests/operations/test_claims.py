@@ -191,13 +191,28 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", list(BAD))
-async def test_what_no_host_could_give_is_a_bad_request(pinning: Pinning, name: str) -> None:
-    await pinning.flavor(name, BAD[name])
+def api_of(pinning: Pinning, who: str) -> Api:
     assert pinning.cloud.accounts is not None
     projects, users = pinning.cloud.accounts.projects, pinning.cloud.accounts.users
     tokens = Tokens(projects["demo"], projects["admin"], users["demo"], users["admin"])
-    api = Api(app(pinning.cloud.cloud, tokens, Policy()), who="member")
+    return Api(app(pinning.cloud.cloud, tokens, Policy()), who=who)
+
+
+@pytest.mark.capability("RT-31")
+async def test_a_service_that_is_deleted_takes_cells_and_devices_along(pinning: Pinning) -> None:
+    api = api_of(pinning, "admin")
+    services = (await api("GET", "/os-services?binary=nova-compute", v=90)).json["services"]
+    reply = await api("DELETE", f"/os-services/{services[0]['id']}", v=90)
+    assert reply.status == 204, reply.content
+    assert await pinning.cloud.db.read(host_resources.read_many) == {}
+    await pinning.cloud.register(await fake_driver(pinning.cloud).report())
+    assert len((await pinning.resources()).devices) == 2
+
+
+@pytest.mark.parametrize("name", list(BAD))
+async def test_what_no_host_could_give_is_a_bad_request(pinning: Pinning, name: str) -> None:
+    await pinning.flavor(name, BAD[name])
+    api = api_of(pinning, "member")
     body = {
         "server": {
             "name": "s",
