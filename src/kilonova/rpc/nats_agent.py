@@ -134,8 +134,8 @@ class AgentOnBus:
 
     async def _say_hello(self) -> Welcome:
         pause = PAUSE
+        report = await self._serving.report()  # the first says that the agent starts: it has to be taken
         while True:
-            report = await self._serving.report()
             try:
                 welcome = await self._desk.hello(report, self._serving.session)
             except TryAgain as error:
