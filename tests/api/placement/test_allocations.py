@@ -151,6 +151,20 @@ async def test_what_nobody_can_hold(face: Face, change: dict[str, Any]) -> None:
     assert await face.generation(id) == 1
 
 
+async def test_mappings_must_be_what_candidates_say(face: Face) -> None:
+    """They are not kept; but what is none is refused."""
+    id = await face.provider(VCPU=100)
+    for mappings in ({"": [id]}, {"1": [id], "_A-b": [id, new()]}, {"x" * 64: [id]}):
+        (await face.allocate(new(), {id: {"VCPU": 1}}, mappings=mappings)).expect(204)
+    for bad in (
+        *({}, [], "x", None, {"": []}, {"": "x"}, {"": id}, {"": [1]}, {"": ["no"]}),
+        *({"x" * 65: [id]}, {"a.b": [id]}, {"a b": [id]}),
+    ):
+        consumer = new()
+        is_fault(await face.allocate(consumer, {id: {"VCPU": 1}}, mappings=bad), 400)
+        assert await face.get(f"/allocations/{consumer}") == {"allocations": {}}
+
+
 async def test_consumers_in_any_spelling(face: Face) -> None:
     id, consumer = await face.provider(VCPU=8), new()
     plain = id.replace("-", "").upper()

@@ -10,13 +10,23 @@ import pytest
 from kilonova.services.placement.call import MAX
 from kilonova.services.placement.view import SHARES
 from tests.api.placement.face import Face, fresh, new
+from tests.api.placement.looks import (
+    GONE,
+    body_of,
+    candidates,
+    in_aggregate,
+    listed,
+    own_class,
+    served_by,
+    status,
+    with_traits,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Look = Callable[[Face, int], Awaitable[Any]]
 CHANGES: list[tuple[int, str, Look, Any, Any]] = []
 AVX, SSE = "HW_CPU_X86_AVX", "HW_CPU_X86_SSE"
-GONE = "the parameter is not known"
 
 
 def change(version: int, before: Any, after: Any) -> Callable[[Look], Look]:
@@ -27,56 +37,6 @@ def change(version: int, before: Any, after: Any) -> Callable[[Look], Look]:
         return look
 
     return decorate
-
-
-async def status(face: Face, method: str, path: str, body: Any = None, *, v: int) -> int:
-    return (await face.call(method, path, body, v=v)).status
-
-
-async def with_traits(face: Face, traits: list[str], **stock: Any) -> str:
-    made = await face.provider(**stock)
-    body = {"traits": traits, "resource_provider_generation": await face.generation(made)}
-    (await face.call("PUT", f"/resource_providers/{made}/traits", body)).expect(200)
-    return made
-
-
-async def in_aggregate(face: Face, provider: str, *names: str) -> None:
-    body = {"aggregates": list(names), "resource_provider_generation": await face.generation(provider)}
-    (await face.call("PUT", f"/resource_providers/{provider}/aggregates", body)).expect(200)
-
-
-async def own_class(face: Face) -> str:
-    """A resource class that no other test's providers have."""
-    name = f"CUSTOM_{new().replace('-', '').upper()}"
-    (await face.call("PUT", f"/resource_classes/{name}")).expect(201)
-    return name
-
-
-async def candidates(face: Face, query: str, v: int) -> Any:
-    """The answer, or GONE for a parameter that is not known at this version."""
-    reply = await face.call("GET", f"/allocation_candidates?{query}", v=v)
-    if reply.status == 400 and "unexpected" in reply.json["errors"][0]["detail"]:
-        return GONE
-    return reply.expect(200).json
-
-
-async def served_by(face: Face, query: str, v: int) -> Any:
-    """How many providers are in each candidate."""
-    found = await candidates(face, query, v)
-    return found if found == GONE else [len(each["allocations"]) for each in found["allocation_requests"]]
-
-
-async def listed(face: Face, query: str, v: int, *among: str) -> Any:
-    """Which of these providers are in a list, by their place; or its status."""
-    reply = await face.call("GET", f"/resource_providers?{query}", v=v)
-    if reply.status != 200:
-        return reply.status
-    found = {each["uuid"] for each in reply.json["resource_providers"]}
-    return [at for at, uuid in enumerate(among) if uuid in found]
-
-
-def body_of(allocations: Any, **more: Any) -> dict[str, Any]:
-    return {"allocations": allocations, "project_id": "p", "user_id": "u", **more}
 
 
 # ---- 1.1 to 1.9 ----
