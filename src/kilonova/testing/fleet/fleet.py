@@ -165,12 +165,11 @@ class Fleet:
         command += ["--processes", str(processes), *more]
         return await self._joined(Daemon(name, command, self.directory / f"{name}.log"))
 
-    async def agent(self, host: str) -> Daemon:
-        """One host with an agent's process of its own."""
-        config = self._write(
-            f"{host}.conf", self.host_config.read_text().replace("[DEFAULT]", f"[DEFAULT]\nhost = {host}")
-        )
-        command = [sys.executable, "-m", "kilonova.cli", "agent", "--driver", "fake"]
+    async def agent(self, host: str, *, driver: str = "fake", options: str = "") -> Daemon:
+        """One host with an agent's process of its own; ``options`` are more of its configuration."""
+        text = self.host_config.read_text().replace("[DEFAULT]", f"[DEFAULT]\nhost = {host}", 1)
+        config = self._write(f"{host}.conf", text + options)
+        command = [sys.executable, "-m", "kilonova.cli", "agent", "--driver", driver]
         command += ["--config-file", str(config), "--state-dir", str(self.directory / host)]
         return await self._joined(Daemon(host, command, self.directory / f"{host}.log"))
 
