@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
-from kilonova.db import host_report, host_resources, hosts
+from kilonova.db import audit_repairs, host_report, host_resources, hosts
 from kilonova.db.engine import Tx
 from kilonova.model.host import DISABLED_TRAIT, Host, HostReport
 from kilonova.operations.cloud import Cloud
@@ -32,6 +32,7 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     for each in warnings:
         log.warning("less than servers hold", host=report.host, what=each)
     if report.starting:
+        await _release_leftovers(cloud, report)
         await _follow(cloud, report)
     node, *below = report.tree
     if host.disabled:
@@ -39,6 +40,15 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     for each in await cloud.placement.report_tree([node, *below]):
         log.warning("a provider is gone from a host, and servers hold of it", host=report.host, provider=each)
     cloud.scheduler.forget()
+
+
+async def _release_leftovers(cloud: Cloud, report: HostReport) -> None:
+    """Take away what deleted servers still hold there, whoever gave it to them (RT-19)."""
+    if cloud.db is not cloud.top:  # the servers are not where the allocations are: `kilonova doctor` looks
+        return
+    for uuid in await cloud.db.read(lambda tx: audit_repairs.leftovers(tx, report.compute_id)):
+        released = await cloud.db.write(lambda tx, uuid=uuid: audit_repairs.release_deleted(tx, uuid, uuid))  # type: ignore[misc]
+        log.warning("a deleted server held something", host=report.host, server=uuid, released=released)
 
 
 async def _follow(cloud: Cloud, report: HostReport) -> None:

@@ -15,6 +15,7 @@ from kilonova.api.policy import Policy
 from kilonova.app import EmbeddedCloud
 from kilonova.cli.doctor import examine
 from kilonova.db import flavors, host_resources
+from kilonova.db.engine import Tx
 from kilonova.errors import HostFault
 from kilonova.model.flavor import Flavor
 from kilonova.model.host_resources import HostResources
@@ -196,6 +197,30 @@ def api_of(pinning: Pinning, who: str) -> Api:
     projects, users = pinning.cloud.accounts.projects, pinning.cloud.accounts.users
     tokens = Tokens(projects["demo"], projects["admin"], users["demo"], users["admin"])
     return Api(app(pinning.cloud.cloud, tokens, Policy()), who=who)
+
+
+@pytest.mark.capability("RT-19")
+async def test_an_agent_that_starts_takes_from_the_deleted_what_they_still_hold(pinning: Pinning) -> None:
+    server, other = await pinning.boot("pinned"), await pinning.boot("42")
+    claim = await pinning.cloud.cloud.claims.of(server)
+    held = await pinning.cloud.placement.held(server.uuid)
+    await pinning.delete(server)
+    assert claim is not None
+
+    def plant(tx: Tx) -> None:
+        host_resources.lock(tx, claim.compute_id)
+        host_resources.add(tx, claim)
+
+    await pinning.cloud.placement.claim(server.uuid, held, "p", "u", also=plant)
+    await pinning.cloud.placement.claim("nobody", {claim.compute_id: {"VCPU": 1}}, "p", "u")
+    report = await fake_driver(pinning.cloud).report()
+    await pinning.cloud.register(report)
+    assert await pinning.cloud.placement.held(server.uuid) == held  # only a start looks
+    await pinning.cloud.register(msgspec.structs.replace(report, starting=True))
+    assert await pinning.cloud.placement.held(server.uuid) == {} and await pinning.free()
+    assert await pinning.cloud.placement.held(other.uuid) != {}
+    assert await pinning.cloud.placement.held("nobody") != {}  # whose that is nobody knows
+    await pinning.cloud.placement.release("nobody")
 
 
 @pytest.mark.capability("RT-31")

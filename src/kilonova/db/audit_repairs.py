@@ -9,6 +9,7 @@ from kilonova.db import placement as bookings
 from kilonova.db.engine import Statement, Tx
 from kilonova.db.placement import Difference
 from kilonova.db.placement_providers import bump, lock
+from kilonova.db.tables.compute import instances as instances_table
 from kilonova.db.tables.journal import actions
 from kilonova.db.tables.placement import allocations, inventories
 
@@ -26,9 +27,20 @@ _SET = Statement(
     )
     .values(used=bindparam("new_used"))
 )
+_LEFTOVERS = Statement(
+    select(allocations.c.consumer)
+    .join(instances_table, instances_table.c.uuid == allocations.c.consumer)
+    .where(allocations.c.provider == bindparam("compute_id"), instances_table.c.deleted_at.is_not(None))
+    .distinct()
+)
 _BUSY = Statement(
     select(actions.c.id).where(actions.c.instance_uuid == bindparam("uuid"), actions.c.open).limit(1)
 )
+
+
+def leftovers(tx: Tx, compute_id: str) -> list[str]:
+    """The deleted servers that hold something of a host."""
+    return [row[0] for row in tx.all(_LEFTOVERS, compute_id=compute_id)]
 
 
 def recount(tx: Tx, wrong: Difference) -> bool:
