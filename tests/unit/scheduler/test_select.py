@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from kilonova.db import hosts
+from kilonova.db import hosts, server_groups
 from kilonova.db import placement as bookings
+from kilonova.db.engine import Tx
+from kilonova.db.server_groups import ServerGroup
 from kilonova.errors import NotFound, NoValidHost
 from kilonova.scheduler import select
 from kilonova.scheduler.options import default_options
+from kilonova.scheduler.request import Candidate
 from kilonova.scheduler.select import GONE
 from kilonova.testing.clock import VirtualClock
 from tests.unit.scheduler.states import request
@@ -245,3 +248,29 @@ async def test_a_view_that_is_wrong_is_put_right_by_the_claim_it_costs(
     columns.stock["VCPU"].used[:] = 0  # as if a change had been missed
     assert await town.reasons("u2") == {"h1": "8 vCPUs wanted, 0 free"}
     assert town.claims == ["h1", "h1"]
+
+
+async def test_a_member_of_a_group_that_was_late_goes_to_the_others_at_once(town: Town) -> None:
+    """With very many hosts it must not try them one by one until it comes to the right one."""
+    for number in range(6):
+        await town.add(f"h{number}", memory=9000 - number)
+    made = ServerGroup(
+        id=0, uuid="g", project_id="p", user_id="u", name="g", policy="affinity", rules={}, created_at=1
+    )
+    await town.db.write(lambda tx: server_groups.create(tx, made, limit=-1, user_limit=None))
+    await town.db.write(lambda tx: server_groups.add_members(tx, "g", ["first", "late"], "u", -1))
+    wanted = request(uuid="late", resources={"VCPU": 1}, hints={"group": "g"})
+
+    async def claim(candidate: Candidate) -> str | None:
+        town.claims.append(candidate.host)
+        if len(town.claims) == 1:  # another member is faster, elsewhere
+            await town.placement.claim("first", {node("h5"): {"VCPU": 1}}, "p", "u")
+
+        def keeps_policy(tx: Tx) -> bool:
+            return server_groups.violation(tx, "g", "late", candidate.compute_id) is None
+
+        fitted = await town.placement.claim("late", candidate.allocations, "p", "u", also=keeps_policy)
+        return None if fitted else FULL
+
+    found = await town.scheduler.select(wanted, claim)
+    assert (found.host, town.claims) == ("h5", ["h0", "h5"])
