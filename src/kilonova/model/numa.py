@@ -20,7 +20,7 @@ class HostCell(msgspec.Struct, frozen=True, kw_only=True):
     """One NUMA cell of a host: what guests may have of it.
 
     ``shared`` and ``dedicated`` are the host's CPUs for floating and for pinned guest CPUs
-    (``[compute]cpu_shared_set`` and ``cpu_dedicated_set``); a CPU may be in both when neither is set.
+    (``[compute]cpu_shared_set`` and ``cpu_dedicated_set``); with neither set, all are shared and none dedicated.
     """
 
     id: int
