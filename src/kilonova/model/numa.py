@@ -20,7 +20,8 @@ class HostCell(msgspec.Struct, frozen=True, kw_only=True):
     """One NUMA cell of a host: what guests may have of it.
 
     ``shared`` and ``dedicated`` are the host's CPUs for floating and for pinned guest CPUs
-    (``[compute]cpu_shared_set`` and ``cpu_dedicated_set``); with neither set, all are shared and none dedicated.
+    (``[compute]cpu_shared_set`` and ``cpu_dedicated_set``); with neither set, all are
+    shared and none is dedicated.
     """
 
     id: int
