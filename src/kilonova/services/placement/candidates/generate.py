@@ -43,11 +43,12 @@ def generate(
     that take something else; those that only exchange the providers of equal groups come last.
     """
     asked = demands(wanted)
-    trees = [tree for tree in view.trees.values() if _has_root(tree, wanted)]
+    trees: Iterable[Tree] = view.trees.values()
     if chosen.randomize:
+        trees = list(trees)
         shuffle(trees)
     effort = Effort()
-    several = [_of_tree(view, wanted, asked, tree, effort) for tree in trees]
+    several = (_of_tree(view, wanted, asked, tree, effort) for tree in trees if _has_root(tree, wanted))
     breadth = chosen.strategy == "breadth-first" or chosen.randomize
     every = _in_turn(several) if breadth else itertools.chain.from_iterable(several)
     if view.sharing or not wanted.mapped:
