@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,22 +39,56 @@ def _faults(context: click.Context, option: click.Parameter, values: tuple[str, 
 @click.option("--processes", type=click.IntRange(1, 64), default=1, help="That they are spread over.")
 @click.option("--delay", type=click.FloatRange(0), default=0.0, help="Seconds that every verb takes.")
 @click.option("--fault", "faults", multiple=True, callback=_faults, help="VERB:CHANCE, e.g. start:0.02.")
+@click.option("--servers", type=click.IntRange(0), default=0, help="To be booted on them.")
+@click.option("--flavor", default="1", show_default=True, help="Of the servers.")
+@click.option("--image", default="", help="Name or id; default: the first one.")
+@click.option(
+    "--clouds-yaml",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="OS_CLIENT_CONFIG_FILE",
+    help="Of the cloud in which servers are booted.",
+)
+@click.option("--os-cloud", default="kilonova-admin", envvar="OS_CLOUD", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of what goes wrong.")
 @state_dir_option
 @config_file_option
-def simulate(processes: int, state_dir: Path, config_file: Path | None, **plan_of: Any) -> None:
-    """Run many simulated hosts until SIGTERM or ^C; controllers see each as a host of its own."""
+def simulate(processes: int, state_dir: Path, config_file: Path | None, **about: Any) -> None:
+    """Run many simulated hosts until SIGTERM or ^C; controllers see each as a host of its own.
+
+    With --servers, boot so many through the Compute API once the hosts have reported.
+    """
     from kilonova.simulation import Plan
 
     settings = settings_of(state_dir, config_file, driver="fake")
-    plan = Plan(**plan_of)
+    then = _servers(
+        **{name: about.pop(name) for name in ("servers", "flavor", "image", "clouds_yaml", "os_cloud")}
+    )
+    plan = Plan(**about)
     if processes > 1:
-        run(_spread(state_dir, config_file, plan, processes), str(state_dir))
+        run(_spread(state_dir, config_file, plan, processes, then), str(state_dir))
     else:
-        run(_run(settings, plan), str(state_dir))
+        run(_run(settings, plan, then), str(state_dir))
 
 
-async def _run(settings: Settings, plan: Plan) -> None:
+def _servers(
+    servers: int, flavor: str, image: str, clouds_yaml: Path | None, os_cloud: str
+) -> Callable[[], Awaitable[None]]:
+    """What boots the servers when the hosts are there."""
+
+    async def boot() -> None:
+        if servers:
+            from kilonova.cli.simulated_servers import Session
+            from kilonova.cli.simulated_servers import boot as boot_servers
+
+            assert clouds_yaml is not None
+            await boot_servers(Session(clouds_yaml, os_cloud), servers, flavor, image)
+
+    if servers and clouds_yaml is None:
+        raise click.UsageError("--servers needs --clouds-yaml, or OS_CLIENT_CONFIG_FILE.")
+    return boot
+
+
+async def _run(settings: Settings, plan: Plan, then: Callable[[], Awaitable[None]]) -> None:
     from kilonova.simulation import Simulation
 
     simulation = Simulation.assemble(settings, plan)
@@ -62,9 +97,11 @@ async def _run(settings: Settings, plan: Plan) -> None:
         if number % 100 == 0 or number == plan.hosts:
             click.echo(f"hosts: {number} of {plan.hosts}", err=True)
 
-    await until_told(
-        simulation, lambda: simulation.start(progress), f"ready: {plan.hosts} hosts, {plan.names()[0]} and on"
-    )
+    async def start() -> None:
+        await simulation.start(progress)
+        await then()
+
+    await until_told(simulation, start, f"ready: {plan.hosts} hosts, {plan.names()[0]} and on")
 
 
 class _Children:
@@ -80,7 +117,13 @@ class _Children:
         await asyncio.gather(*(each.wait() for each in self.processes))
 
 
-async def _spread(state_dir: Path, config_file: Path | None, plan: Plan, processes: int) -> None:
+async def _spread(
+    state_dir: Path,
+    config_file: Path | None,
+    plan: Plan,
+    processes: int,
+    then: Callable[[], Awaitable[None]],
+) -> None:
     children = _Children()
     over = asyncio.Event()
 
@@ -105,6 +148,7 @@ async def _spread(state_dir: Path, config_file: Path | None, plan: Plan, process
                 raise click.ClickException("A part of the simulation did not start; see its log.")
         for child in children.processes:
             tasks.append(asyncio.create_task(watch(child)))
+        await then()
 
     tasks: list[asyncio.Task[None]] = []
     await until_told(children, start, f"ready: {plan.hosts} hosts in {processes} processes", over)
