@@ -198,7 +198,9 @@ async def test_an_unknown_key_is_told_and_let_in_when_it_is_known(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "secret", "UAABC", credentials.new_key().public, credentials.new_key().seed[:-1] + "é"]
+    "text",
+    ["", "secret", "UAABC", credentials.new_key().public, credentials.new_key().seed[:-1] + "é"],
+    ids=["empty", "word", "cut", "public", "letter"],  # the same in every worker
 )
 async def test_a_key_file_without_a_key_is_refused_at_once(
     tmp_path: Path, fast: FastClock, text: str
