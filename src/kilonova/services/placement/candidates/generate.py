@@ -96,12 +96,17 @@ def _of_tree(
 
 def _arrangements(solution: Solution) -> Iterator[Solution]:
     """The solution itself, then those that exchange the providers of equal groups."""
-    if all(len(picks) == 1 for picks in solution):
+    return _exchanged(solution, [number for number, picks in enumerate(solution) if len(picks) > 1])
+
+
+def _exchanged(solution: Solution, numbers: Sequence[int]) -> Iterator[Solution]:
+    """In every order of the picks with these numbers."""
+    if not numbers:
         yield solution
         return
-    for first in _orders(solution[0]):
-        for others in _arrangements(solution[1:]):
-            yield (first, *others)
+    number, rest = numbers[0], numbers[1:]
+    for order in _orders(solution[number]):
+        yield from _exchanged((*solution[:number], order, *solution[number + 1 :]), rest)
 
 
 def _orders(picks: Picks) -> Iterator[Picks]:
