@@ -36,6 +36,7 @@ def test_a_host_where_it_failed_before_says_why() -> None:
     [
         ({"disabled": True, "disabled_reason": "two fans"}, "disabled (two fans)"),
         ({"disabled": True}, "disabled (no reason given)"),
+        ({"forced_down": True}, "forced down"),
         ({"forced_down": True, "up": False}, "forced down"),
         ({"up": False}, "its agent does not answer"),
     ],

@@ -79,6 +79,18 @@ async def test_groups_that_must_be_apart(town: Town) -> None:
     }
 
 
+async def test_a_device_that_comes_later(town: Town) -> None:
+    """What was refused for want of a trait of the host is asked of the whole tree then."""
+    await town.add("h1")
+    wanted = request(resources={"VCPU": 1, "VGPU": 1}, required=["CUSTOM_FAST"])
+    with pytest.raises(NoValidHost) as caught:
+        await town.select(wanted)
+    assert caught.value.reasons == {"h1": "it lacks the trait CUSTOM_FAST"}
+    await devices(town, "h1", ("CUSTOM_FAST",))
+    town.scheduler.forget()
+    assert (await town.select(wanted)).allocations["h1-gpu0"] == {"VGPU": 1}
+
+
 async def test_disks_that_are_shared(town: Town) -> None:
     await town.add("h1", "h2")
     pool = ProviderReport(
