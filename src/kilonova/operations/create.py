@@ -71,15 +71,7 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
         raise OverQuota(
             f"Maximum number of ports exceeded: {count} of {request.min_count} servers could have one."
         )
-    params = CreateParams(
-        networks=request.networks,
-        auto_network=request.auto_network,
-        forced_host=host,
-        forced_node=node,
-        requested_host=request.host,
-        requested_node=request.hypervisor_hostname,
-        files=request.personality,
-    )
+    params = _params(request, host, node)
     public_key = facts.key.public_key if facts.key else None
 
     def servers(number: int) -> list[Instance]:
@@ -105,6 +97,18 @@ async def submit(cloud: Cloud, context: RequestContext, request: CreateServer) -
         return await cloud.db.write(Queued(lane, lambda tx: make(tx, cloud, book(tx))))
     cell = await create_in_cell.chosen(cloud.cells, request_for(cloud, servers(1)[0], params))
     return await create_in_cell.make(cloud.cells, cell, book, make, lane)
+
+
+def _params(request: CreateServer, host: str | None, node: str | None) -> CreateParams:
+    return CreateParams(
+        networks=request.networks,
+        auto_network=request.auto_network,
+        forced_host=host,
+        forced_node=node,
+        requested_host=request.host,
+        requested_node=request.hypervisor_hostname,
+        files=request.personality,
+    )
 
 
 def _most(request: CreateServer) -> int:
