@@ -125,6 +125,8 @@ async def test_pages(cloud: SmallCloud) -> None:
             break
         page = await cloud.follow(page["migrations_links"], version=59)
     assert seen == made[::-1]
+    assert len(page["migrations"]) == 1  # and no link from a page that is not full
+    assert "migrations_links" not in await cloud.get("/os-migrations?limit=6", version=59)
     assert await listed(cloud, "limit=0") == []
     cloud.option("max_limit", 3, "api")
     assert len(await listed(cloud, "limit=5")) == 3
