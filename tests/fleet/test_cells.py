@@ -97,11 +97,10 @@ class Celled:
 
 
 @pytest.fixture
-async def celled(worker_id: str) -> AsyncIterator[Celled]:
+async def celled() -> AsyncIterator[Celled]:
     # PostgreSQL runs as a user of its own, who may not look into pytest's directories
     directory = Path(tempfile.mkdtemp(prefix="kilonova-cells-", dir="/tmp"))
-    number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 9
-    fleet = Fleet(directory, controllers=1, offset=33_000 + 200 * number, safe=False)
+    fleet = Fleet(directory, controllers=1, safe=False)
     made = Celled(fleet)
     try:
         await fleet.up()

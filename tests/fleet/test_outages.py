@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.postgresql, pytest.mark.asyncio(loop_scope="module")]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet() -> AsyncIterator[Fleet]:
     directory = Path(tempfile.mkdtemp(prefix="kn-outages-"))  # a short path: there is a socket in it
-    made = Fleet(directory, offset=31_000, safe=False)
+    made = Fleet(directory, safe=False)
     try:
         await made.up()
         await made.simulate(HOSTS)

@@ -40,7 +40,7 @@ CUTS = {
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet() -> AsyncIterator[Fleet]:
     directory = Path(tempfile.mkdtemp(prefix="kn-cut-"))
-    made = Fleet(directory, offset=33_000, safe=False, wired=(1,))
+    made = Fleet(directory, safe=False, wired=(1,))
     try:
         await made.up()
         await made.simulate(HOSTS)

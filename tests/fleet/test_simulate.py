@@ -18,7 +18,7 @@ from kilonova.testing.fleet.fleet import Fleet
 @pytest.mark.postgresql
 async def test_servers_on_hosts_with_faults() -> None:
     directory = Path(tempfile.mkdtemp(prefix="kn-sim-"))
-    fleet = Fleet(directory, controllers=1, offset=36_000, safe=False)
+    fleet = Fleet(directory, controllers=1, safe=False)
     try:
         await fleet.up()
         await fleet.image()

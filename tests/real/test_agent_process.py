@@ -32,7 +32,7 @@ class RealFleet(RealCloud):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.fleet = Fleet(directory, controllers=1, offset=34_000, safe=False)
+        self.fleet = Fleet(directory, controllers=1, safe=False)
         self.state = directory / "controller-0"
         self.agent: Daemon | None = None
 

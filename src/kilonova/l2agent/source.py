@@ -25,7 +25,7 @@ class WiringSource(Protocol):
     def subscribe(self, changed: Callable[[str, str], None]) -> Callable[[], None]:
         """Have ``changed(kind, id)`` called in the event loop whenever a port or network changes.
 
-        ``kind`` is "port" or "network", or "everything" when changes may have been missed.  A change of a security group is a change of each of its ports.
-        Calls may be lost over a bus: the agent also compares everything now and then.  Returns what ends
-        the subscription.
+        ``kind`` is "port" or "network", or "everything" when changes may have been missed.  A change of a
+        security group is a change of each of its ports.  Calls may be lost over a bus: the agent also
+        compares everything now and then.  Returns what ends the subscription.
         """

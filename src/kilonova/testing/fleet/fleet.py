@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from kilonova.testing.fleet.servers import NatsServer, PostgresServer, free_port
 from kilonova.testing.http_client import Client
 
 DATABASE = "kilonova"
+APART = 100  # by which the ports of one controller differ from the next one's
 PORTS = {"identity": 5000, "compute": 8774, "placement": 8778, "image": 9292, "network": 9696}
 
 CONFIG = """\
@@ -54,6 +58,18 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 5.0
 
 
+def free_offset(controllers: int) -> int:
+    """An offset at which all ports of all controllers are free, below those that the kernel gives away."""
+    for offset in range(11_000 + os.getpid() * 37 % 9_000, 22_000, 13):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for controller in range(controllers):
+                for port in PORTS.values():
+                    address = ("127.0.0.1", port + offset + APART * controller)
+                    stack.enter_context(socket.create_server(address))
+            return offset
+    raise RuntimeError("There are not enough free ports.")
+
+
 class Fleet:
     """``up`` starts all; each part can be killed, paused and started again by itself."""
 
@@ -62,7 +78,7 @@ class Fleet:
         directory: Path,
         *,
         controllers: int = 2,
-        offset: int = 30_000,
+        offset: int | None = None,
         pace: Pace = Pace(),  # noqa: B008 - a record that cannot be changed
         more: str = "",
         safe: bool = True,
@@ -72,7 +88,7 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
         self.directory = directory
-        self.offset = offset
+        self.offset = offset = free_offset(controllers) if offset is None else offset
         self.postgres = PostgresServer(directory / "postgres", safe=safe)
         self.nats = NatsServer(directory / "nats")
         values = {
@@ -107,7 +123,7 @@ class Fleet:
         return Daemon(name, command, self.directory / f"{name}.log")
 
     def port_offset(self, controller: int) -> int:
-        return self.offset + 100 * controller
+        return self.offset + APART * controller
 
     def _wired(self, number: int) -> Path:
         """The configuration of a controller whose database and bus are at the other end of cables."""
