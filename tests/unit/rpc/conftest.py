@@ -42,7 +42,7 @@ async def link_to(fast: FastClock) -> AsyncIterator[LinkTo]:
     made: list[Link] = []
 
     async def link(url: str, host: str = subjects.CONTROLLERS, *, wait: bool = True, **more: object) -> Link:
-        silence = float(more.pop("silence", 1.0))  # type: ignore[arg-type]
+        silence = float(more.pop("silence", 5.0))  # type: ignore[arg-type]
         options = BusOptions(servers=(url,), prefix="kn", **more)  # type: ignore[arg-type]
         found = Link(options, fast, host, subjects.inbox("kn", host), silence=silence)
         made.append(found)
