@@ -118,7 +118,7 @@ async def celled() -> AsyncIterator[Celled]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.mark.capability("API-130", "MC-5")
+@pytest.mark.capability("API-130", "MC-5", "RPC-9")
 async def test_three_cells_one_of_which_is_lost_and_comes_back(celled: Celled) -> None:
     uuids = await celled.boot(12)
     found = await celled.active(uuids)
