@@ -212,6 +212,7 @@ async def test_a_page_costs_each_cell_one_query_with_all_that_is_shown(cells: li
 async def test_only_the_cells_of_the_project_are_asked_where_that_is_wanted(cells: list[Cell]) -> None:
     await put(cells, 1, server("a", project_id="p1"))
     await put(cells, 2, server("b", project_id="p2"))
+    await put(cells, 0, server("first", project_id="p1"))
     for narrow, project in itertools.product((True, False), ("p1", None)):
         counted = [_Counted(cell) for cell in cells]
         wanted = ServerList()
@@ -219,7 +220,7 @@ async def test_only_the_cells_of_the_project_are_asked_where_that_is_wanted(cell
             wanted.of_project(project)
         asked, options = [each.cell for each in counted], ListOptions(per_project_cells=narrow)
         page: ServersFound = await list_servers(asked, wanted, SUMMARY, clock=CLOCK, options=options)
-        assert {row[0] for row in page.rows} == ({"a"} if project else {"a", "b"})
+        assert {row[0] for row in page.rows} == ({"a", "first"} if project else {"a", "b", "first"})
         assert bool(counted[2].reads) == (not narrow or project is None)
         assert counted[0].reads
         assert counted[1].reads
