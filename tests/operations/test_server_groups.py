@@ -66,7 +66,7 @@ def hosts_of(servers: list[Instance]) -> list[str]:
     return sorted(str(each.host) for each in servers)
 
 
-@pytest.mark.capability("API-88", "MG-BLD-7")
+@pytest.mark.capability("MG-BLD-7")
 async def test_servers_that_are_kept_apart(three: Three) -> None:
     await group(three, "anti-affinity")
     servers = await boot(three, 4)  # at once, with three hosts
@@ -123,6 +123,7 @@ async def test_soft_affinity_goes_before_what_is_free(three: Three) -> None:
     assert hosts_of(await boot(three)) == ["h1"]
 
 
+@pytest.mark.capability("API-88")
 async def test_a_group_that_is_not_there(three: Three) -> None:
     with pytest.raises(Invalid, match=f"Instance group {GROUP} could not be found"):
         await boot(three)
@@ -132,6 +133,7 @@ async def test_a_group_that_is_not_there(three: Three) -> None:
     assert await members(three) == set()
 
 
+@pytest.mark.capability("API-88")
 async def test_too_many_members(three: Three) -> None:
     await group(three, "soft-affinity")
     three.cloud.settings.options["quota"]["server_group_members"] = 3

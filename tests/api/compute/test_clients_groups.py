@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.api.served import MEMBER, Served
 
 
-@pytest.mark.capability("API-88")
 def test_the_openstack_command(served: Served) -> None:
     made = served.openstack(
         "server", "group", "create", "--policy", "anti-affinity", "--rule", "max_server_per_host=2", "apart",

@@ -188,7 +188,6 @@ async def check_nobody_is_refused_wrongly(town: Town, race: Race) -> None:
         assert {each.host for each in told.ranked} == free
 
 
-@pytest.mark.capability("CL-1")
 async def test_sixteen_schedulers_never_over_commit(db: Database, clock: VirtualClock) -> None:
     """A Hypothesis test on a loop of ours: each example is a race of its own on the same database."""
     town = Town(db, clock)
