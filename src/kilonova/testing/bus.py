@@ -52,9 +52,9 @@ class NatsServer:
         program = shutil.which("nats-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
             raise FileNotFoundError("nats-server is not installed: tools/apt/test.txt names its package.")
-        self.process = subprocess.Popen(
-            [program, "-c", str(self.directory / "nats.conf")], stderr=subprocess.DEVNULL
-        )
+        until_we_end = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        command = [*until_we_end, program, "-c", str(self.directory / "nats.conf")]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         end = time.monotonic() + PATIENCE
         while not self._greets():
             if self.process.poll() is not None or time.monotonic() > end:
