@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -98,6 +99,7 @@ async def until_told(
             await asyncio.gather(starting, return_exceptions=True)
         else:
             await starting
+            gc.freeze()  # what is there now stays: the collector need not look at it again and again
             click.echo(ready)
             sys.stdout.flush()
         await ending
