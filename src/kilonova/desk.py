@@ -68,7 +68,15 @@ class _HostDesk:
         if report.host != self._host:
             log.error("an agent reports as another host", host=self._host, says=report.host)
             raise NotFound(f"You are the host '{self._host}' and none other.")
-        versions.check_agent(report.host, report.version or versions.OLDEST)
+        spoken = report.version or versions.OLDEST
+        versions.check_agent(report.host, spoken)
+        if versions.parsed(spoken) < versions.parsed(versions.VERSION):
+            log.warning(
+                "an agent is older than this controller, and is spoken to in its version",
+                host=report.host,
+                version=spoken,
+                ours=versions.VERSION,
+            )
         subjects.checked_session(session)
         if again:
             await self._check_session(session)
