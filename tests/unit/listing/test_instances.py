@@ -167,7 +167,7 @@ async def test_a_marker_of_another_project_is_none(cells: list[Cell]) -> None:
 def test_sizes_of_batches() -> None:
     options = ListOptions()
     assert options.batch_size(1000, 1) == 1000
-    assert options.batch_size(7, 0) == 7
+    assert options.batch_size(7, 0) == options.batch_size(7, 1) == 7
     assert options.batch_size(1000, 4) == 275
     assert options.batch_size(1000, 3) == 366
     assert options.batch_size(500, 10) == 100  # not below
