@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections import Counter
@@ -31,6 +32,8 @@ async def test_servers_on_hosts_with_faults() -> None:
         assert await complaints(fleet) == []
         there = {host for on in guests(fleet).values() for host in on}
         assert there == {f"sim-{number:05}" for number in range(1, 7)}, "each host has some"
+        parts = hosts.children()
+        assert len(parts) == 2
         events = [
             event
             for uuid in servers
@@ -42,6 +45,10 @@ async def test_servers_on_hosts_with_faults() -> None:
             )["instanceAction"]["events"]
         ]
         assert any("simulated fault" in (event.get("details") or "") for event in events)
+        await hosts.kill()  # its parts notice
+        async with asyncio.timeout(30):
+            while any(Path(f"/proc/{pid}/cmdline").exists() for pid in parts):
+                await asyncio.sleep(0.1)
     finally:
         await fleet.down()
         shutil.rmtree(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -50,9 +51,10 @@ def _faults(context: click.Context, option: click.Parameter, values: tuple[str, 
 )
 @click.option("--os-cloud", default="kilonova-admin", envvar="OS_CLOUD", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of what goes wrong.")
+@click.option("--part", is_flag=True, hidden=True, help="End when standard input does.")
 @state_dir_option
 @config_file_option
-def simulate(processes: int, state_dir: Path, config_file: Path | None, **about: Any) -> None:
+def simulate(processes: int, part: bool, state_dir: Path, config_file: Path | None, **about: Any) -> None:
     """Run many simulated hosts until SIGTERM or ^C; controllers see each as a host of its own.
 
     With --servers, boot so many through the Compute API once the hosts have reported.
@@ -67,7 +69,7 @@ def simulate(processes: int, state_dir: Path, config_file: Path | None, **about:
     if processes > 1:
         run(_spread(state_dir, config_file, plan, processes, then), str(state_dir))
     else:
-        run(_run(settings, plan, then), str(state_dir))
+        run(_run(settings, plan, then, part), str(state_dir))
 
 
 def _servers(
@@ -88,7 +90,7 @@ def _servers(
     return boot
 
 
-async def _run(settings: Settings, plan: Plan, then: Callable[[], Awaitable[None]]) -> None:
+async def _run(settings: Settings, plan: Plan, then: Callable[[], Awaitable[None]], part: bool) -> None:
     from kilonova.simulation import Simulation
 
     simulation = Simulation.assemble(settings, plan)
@@ -101,7 +103,16 @@ async def _run(settings: Settings, plan: Plan, then: Callable[[], Awaitable[None
         await simulation.start(progress)
         await then()
 
-    await until_told(simulation, start, f"ready: {plan.hosts} hosts, {plan.names()[0]} and on")
+    over = asyncio.Event()
+    if part:  # whoever has started us is gone then, however it ended
+        asyncio.get_running_loop().add_reader(sys.stdin, _end_at_eof, over)
+    await until_told(simulation, start, f"ready: {plan.hosts} hosts, {plan.names()[0]} and on", over)
+
+
+def _end_at_eof(over: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 1):
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        over.set()
 
 
 class _Children:
@@ -139,7 +150,9 @@ async def _spread(
                 continue
             command = _command(state_dir / f"part-{number}", config_file, plan, first, size)
             children.processes.append(
-                await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+                await asyncio.create_subprocess_exec(
+                    *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                )
             )
             first += size
         for child in children.processes:
@@ -157,8 +170,17 @@ async def _spread(
 
 
 def _command(state_dir: Path, config_file: Path | None, plan: Plan, first: int, size: int) -> list[str]:
-    command = [sys.executable, "-m", "kilonova.cli", "simulate", "--hosts", str(size), "--first", str(first)]
-    command += ["--prefix", plan.prefix, "--delay", str(plan.delay), "--seed", str(plan.seed)]
+    command = [sys.executable, "-m", "kilonova.cli", "simulate", "--part", "--hosts", str(size)]
+    command += [
+        "--first",
+        str(first),
+        "--prefix",
+        plan.prefix,
+        "--delay",
+        str(plan.delay),
+        "--seed",
+        str(plan.seed),
+    ]
     for verb, chance in plan.faults.items():
         command += ["--fault", f"{verb}:{chance}"]
     command += ["--state-dir", str(state_dir)]
