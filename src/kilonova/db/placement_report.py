@@ -108,11 +108,12 @@ def check_ownership(tx: Tx, wanted: Sequence[ProviderReport]) -> None:
     above = _known(tx, known.parent) if known is not None and known.parent and top.parent is None else None
     if known is not None and above is not None and above.reported:
         raise _others(top.uuid, known.name)
-    root = None if known is None else known.root
+    # One that is being made by somebody else at this moment is ours when it is seen under our top.
+    own = {top.uuid, None if known is None else known.root}
     for each in wanted[1:]:
         for uuid in {each.uuid, each.parent or each.uuid}:
             found = _known(tx, uuid)
-            if found is not None and found.root != root and not (uuid == each.parent and uuid in named):
+            if found is not None and found.root not in own and not (uuid == each.parent and uuid in named):
                 raise _others(uuid, found.name)
 
 
