@@ -9,7 +9,6 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
@@ -141,16 +140,9 @@ class AgentProcess:
             agent=self.agent,
             report=report,
             changed=self.wiring.changed,
-            guard=self._guard,
+            guard=self.fences.guard,
             superseded=self._end,
         )
-
-    def _guard(self, params: Any) -> None:
-        """Raises LostLease for a command of an operation that was overtaken."""
-        command = getattr(params, "command", None)
-        if command is not None:
-            guest = getattr(params, "guest", None)
-            self.fences.check(command, params.uuid if guest is None else guest.uuid)
 
     def _end(self, why: str) -> None:
         if not self.over.is_set():

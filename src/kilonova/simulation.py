@@ -154,7 +154,7 @@ class Simulation:
             agent=host.agent,
             report=report,
             changed=lambda kind, thing: None,
-            guard=self._guard,
+            guard=self.fences.guard,
             superseded=lambda why: log.critical("a simulated host is superseded", host=name, reason=why),
         )
         interval = self.settings.number("report_interval")
@@ -200,12 +200,6 @@ class Simulation:
         reports = host_reports(driver, self.clock, settings)
         reports.details = {"datapath_type": "netdev"}
         return _Host(driver, agent, desk, outbox, reports, uuid.uuid4().hex)
-
-    def _guard(self, params: Any) -> None:
-        command = getattr(params, "command", None)
-        if command is not None:
-            guest = getattr(params, "guest", None)
-            self.fences.check(command, params.uuid if guest is None else guest.uuid)
 
     def running(self) -> dict[str, dict[str, int]]:
         """Host -> its guests and their power states."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from kilonova.clock import SECOND, Clock
 from kilonova.errors import LostLease
@@ -32,6 +33,13 @@ class Fences:
         self._connection.execute("DELETE FROM fences WHERE at < ?", (clock.now() - KEEP,))
         rows = self._connection.execute("SELECT instance, action, epoch FROM fences").fetchall()
         self._highest: dict[str, tuple[int, int]] = {uuid: (action, epoch) for uuid, action, epoch in rows}
+
+    def guard(self, params: Any) -> None:
+        """``check`` for the parameters of any verb; those without a command change nothing and pass."""
+        command = getattr(params, "command", None)
+        if command is not None:
+            guest = getattr(params, "guest", None)
+            self.check(command, params.uuid if guest is None else guest.uuid)
 
     def check(self, command: Command, uuid: str) -> None:
         """Raises LostLease for a command that comes too late."""
