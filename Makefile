@@ -71,8 +71,14 @@ check: .venv/test ## ruff, mypy, import-linter and the size caps
 test: apt-test .venv/test ## install what is needed and run every check and test
 	tools/test.sh
 
-bench: .venv/test ## measure the fake cloud
+bench: apt-fleet .venv/test ## measure: one process, scheduler, placement, resources, cells, many hosts
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.schedule
+	$(BIN)/python -m bench.placement
+	$(BIN)/python -m bench.resources
+	$(BIN)/python -m bench.cells
+	$(BIN)/python -m bench.fleet
+	$(BIN)/python -m bench.fleet --rest --hosts 1000 --servers 10000
 
 capabilities: ## how many of nova/compute's capabilities are proven by tests
 	@$(PYTHON) tools/capabilities.py
