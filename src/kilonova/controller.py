@@ -132,6 +132,10 @@ class Controller(ControlPlane):
             log.error("the bus does not answer yet", error=str(error))
             progress(str(error))
         await self.caller.open(self.runner.owner)
+        self.scheduler.interrupted()  # who was silent before we listened says nothing
+        self.roll.on_outage = self.scheduler.interrupted
+        self.link.on_lost.append(self.scheduler.interrupted)
+        self.link.on_back.append(self.scheduler.interrupted)
         self._end_news = self.network.subscribe(self.news.changed)
         self.roll.start()
         await self.ear.open()

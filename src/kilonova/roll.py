@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
-from kilonova.clock import Clock
+from kilonova.clock import SECOND, Clock
 from kilonova.db import hosts
 from kilonova.db.engine import Database, Tx
 from kilonova.errors import KilonovaError
@@ -16,6 +17,7 @@ from kilonova.rpc.nats_desk import ECHO, HostVoice
 log = structlog.get_logger("kilonova.hosts")
 
 GATHER = 1.0  # seconds
+LATE = 3 * SECOND  # that writing them down may take; more is an outage of the database
 MOST_LIVES = 4  # of one host's agents that are heard of at a time: they may be two, by mistake
 
 
@@ -23,6 +25,7 @@ class Roll:
     """``heard`` takes a sign of life.  Nothing is echoed that was not written down."""
 
     def __init__(self, db: Database, clock: Clock, voice: HostVoice) -> None:
+        self.on_outage: Callable[[], None] = lambda: None  # signs of life were lost, or were late
         self._db = db
         self._clock = clock
         self._voice = voice
@@ -46,13 +49,18 @@ class Roll:
         while True:
             await self._clock.sleep(GATHER)
             signs, self._signs = self._signs, {}
+            began = self._clock.now()
             if signs:
                 try:
                     await self._write(signs)
                 except KilonovaError as error:
                     log.error("signs of life are lost", hosts=len(signs), error=str(error))
+                    self.on_outage()
                 except Exception:
                     log.critical("signs of life are lost", hosts=len(signs), exc_info=True)
+                    self.on_outage()
+            if self._clock.now() - began > LATE:
+                self.on_outage()
 
     async def _write(self, signs: dict[str, dict[str, Alive]]) -> None:
         now = self._clock.now()

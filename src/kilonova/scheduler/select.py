@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from kilonova.clock import Clock
+from kilonova.clock import SECOND, Clock
 from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import Database
-from kilonova.errors import NotFound, NoValidHost
+from kilonova.errors import NotFound, NoValidHost, TryAgain
 from kilonova.scheduler import trees
 from kilonova.scheduler.columns import Columns
 from kilonova.scheduler.decision import Decider
@@ -60,11 +60,25 @@ class Scheduler:
         self._decider = Decider(options, chance or random.Random())
         self.view = HostView(db, clock, options, top)
         self.holdings = Holdings(self._top, clock)
+        self._hearing_since = 0
+
+    def interrupted(self) -> None:
+        """Until now signs of life may have been lost on our side: who is silent need not be dead."""
+        self._hearing_since = self._clock.now()
+
+    def _may_have_missed(self, columns: Columns) -> bool:
+        """Whether some host is taken for dead that we could not have heard for long enough."""
+        now = self._clock.now()
+        if now - self._hearing_since > self._options.service_down_time * SECOND:
+            return False
+        alive = columns.alive(now, self._options.service_down_time)
+        return not all(alive[row] for row in columns.row_of.values())
 
     async def select(self, request: ServerRequest, claim: Claim) -> Selection:
         """The best host that fits and that ``claim`` could book.
 
-        Raises NoValidHost with the reason for each host (of very many: for some).
+        Raises NoValidHost with the reason for each host (of very many: for some); TryAgain while hosts may be
+        silent because of an outage on our side.
         """
         lost: dict[str, str] = {}
         fresh = self.view.is_stale  # then the first look is a new one, and a second would say the same
@@ -74,6 +88,8 @@ class Scheduler:
             lost = {}
             question = await self._question(request, True)
             selection = await self._try_all(question, claim, lost)
+        if selection is None and self._may_have_missed(question.columns):
+            raise TryAgain("No host was found among those that have been heard since the last outage.")
         if selection is None:
             raise self._nobody(question, lost)
         return selection

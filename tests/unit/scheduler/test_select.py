@@ -11,7 +11,7 @@ from kilonova.db import hosts, server_groups
 from kilonova.db import placement as bookings
 from kilonova.db.engine import Tx
 from kilonova.db.server_groups import ServerGroup
-from kilonova.errors import NotFound, NoValidHost
+from kilonova.errors import NotFound, NoValidHost, TryAgain
 from kilonova.scheduler import select
 from kilonova.scheduler.options import default_options
 from kilonova.scheduler.request import Candidate
@@ -19,6 +19,8 @@ from kilonova.scheduler.select import GONE
 from kilonova.testing.clock import VirtualClock
 from tests.unit.scheduler.states import request
 from tests.unit.scheduler.town import FULL, Town, node
+
+DOWN_TIME = default_options().service_down_time
 
 
 async def test_the_best_host_is_booked(town: Town) -> None:
@@ -127,6 +129,29 @@ async def test_a_claim_that_is_broken_off_is_not_counted(town: Town) -> None:
     town.before_claim, looks = None, town.scheduler.view.looks
     assert (await town.boot("u2")).host == "h1"
     assert town.scheduler.view.looks == looks  # what was counted was taken back, so nobody need look
+
+
+async def test_after_an_outage_of_ours_silent_hosts_are_waited_for(town: Town) -> None:
+    """Who could not be heard is not dead: while that may be so, nobody is told that there is no host."""
+    await town.add("h1", "h2")
+    town.clock.advance(DOWN_TIME + 5)  # the database was away, and nobody's signs of life were written
+    town.scheduler.forget()
+    town.scheduler.interrupted()
+    with pytest.raises(TryAgain, match="last outage"):
+        await town.boot("u1")
+    assert await town.placement.held("u1") == {}
+    town.clock.advance(DOWN_TIME / 4)  # so often signs of life are read
+    await town.db.write(lambda tx: hosts.heartbeat(tx, "h2", town.clock.now()))
+    town.scheduler.forget()
+    assert (await town.boot("u1")).host == "h2"
+    with pytest.raises(TryAgain):  # h2 is full now, and h1 may be heard yet
+        await town.boot("u2")
+    town.clock.advance(DOWN_TIME + 1)
+    await town.db.write(lambda tx: hosts.heartbeat(tx, "h2", town.clock.now()))
+    town.scheduler.forget()
+    with pytest.raises(NoValidHost) as caught:
+        await town.boot("u2")
+    assert caught.value.reasons == {"h1": "its agent does not answer", "h2": "8 vCPUs wanted, 0 free"}
 
 
 async def test_without_hosts_it_says_so(town: Town) -> None:
