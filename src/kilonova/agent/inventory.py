@@ -52,11 +52,13 @@ def as_given_out(report: HostReport, options: StockOptions) -> HostReport:
     Raises Failed for a driver's view in which something is missing.
     """
     _check(report)
-    known = [name for name in ("VCPU", *NEEDED) if name in report.inventories]
-    changed = {name: _given_out(name, report.inventories[name], options) for name in known}
+    # A disk below one GiB is said to be none, for which placement has no record.
+    some = {name: each for name, each in report.inventories.items() if each.total > 0}
+    known = [name for name in ("VCPU", *NEEDED) if name in some]
+    changed = {name: _given_out(name, some[name], options) for name in known}
     return msgspec.structs.replace(
         report,
-        inventories={**report.inventories, **changed},
+        inventories={**some, **changed},
         initial_ratios=tuple(name for name in known if name not in options.ratios),
     )
 

@@ -59,10 +59,12 @@ async def read_cpu_stats(connection: Connection) -> dict[str, int]:
 def inventories(shared: int, dedicated: int, memory_mib: int, disk_gib: int) -> dict[str, Inventory]:
     """Resources as they are; what is kept back, and how far they may be overbooked, is the agent's.
 
-    Pinned CPUs are never overbooked.  There is no record of what there is none of.
+    Pinned CPUs are never overbooked.  There is no record of processors of a kind that there is none of.
     """
-    totals = {"VCPU": shared, "PCPU": dedicated, "MEMORY_MB": memory_mib, "DISK_GB": disk_gib}
-    return {name: Inventory(total=total, max_unit=total) for name, total in totals.items() if total > 0}
+    processors = {"VCPU": shared, "PCPU": dedicated}
+    totals = {name: total for name, total in processors.items() if total > 0}
+    totals |= {"MEMORY_MB": memory_mib, "DISK_GB": disk_gib}
+    return {name: Inventory(total=total, max_unit=max(total, 1)) for name, total in totals.items()}
 
 
 def disk_gib(directory: Path) -> int:
