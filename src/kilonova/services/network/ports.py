@@ -163,9 +163,9 @@ def _existing(work: Work, context: RequestContext, wanted: tuple[str, ...]) -> l
 
 
 def _touch(work: Work, port: Port, group_ids: list[str]) -> None:
-    """Its host is told, and the hosts of those who let these groups in; no others have to look."""
     if port.host:
         work.ports.add(port.id)
+    work.networks.add(port.network_id)
     work.groups.update(group_ids)
 
 
@@ -186,7 +186,6 @@ def update_port(work: Work, context: RequestContext, port_id: str, values: dict[
         work.tell(port.device_id, "network-changed", port_id)
     if moved or regrouped or changes.keys() - {"name", "description"}:
         _touch(work, port, old_groups if moved or "allowed_pairs" in changes else [])
-        work.networks.add(port.network_id)  # the name that DHCP gives is not among what its host knows
     if regrouped:
         work.groups.update(old_groups, ports.groups_of(work.tx, port_id))
     return port

@@ -186,7 +186,8 @@ def _make(
         joining = group_ids(work, request.project_id, request.security_groups)
         ports.join_groups(work.tx, port.id, joining)
         work.groups.update(joining)
-    work.ports.add(port.id)  # only its own host has to know: who wires it looks at the network, too
+    work.ports.add(port.id)
+    work.networks.add(network.id)
     work.use(request.project_id, "port", 1)  # last of all: others of the project wait from here on
 
 
@@ -227,6 +228,7 @@ def _set(work: Work, port: Port, to: dict[str, Any], status: str) -> None:
         to_status=status,
     )
     work.ports.add(port.id)
+    work.networks.add(port.network_id)
 
 
 def rebind(work: Work, instance_uuid: str, host: str, details: dict[str, str]) -> None:
