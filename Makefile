@@ -5,7 +5,7 @@ BIN := .venv/bin
 STATE ?= /var/lib/kilonova/demo
 IMAGE := .demo/kn-guest.qcow2
 .DEFAULT_GOAL := help
-.PHONY: help install host fleet client demo demo-fleet up down test check bench capabilities clean apt-base apt-run apt-fleet apt-test
+.PHONY: help install host fleet client demo demo-fleet demo-two-hosts up down test test-moves check bench capabilities clean apt-base apt-run apt-fleet apt-test
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,10 @@ demo: host client ## start a cloud on this machine and boot a real VM in it
 demo-fleet: fleet apt-fleet ## boot servers on 50 simulated hosts while a controller and the bus are killed
 	$(BIN)/kilonova demo-fleet
 
+demo-two-hosts: host fleet apt-fleet ## live-migrate a server between two hosts under a ping and an open connection
+	tools/guest-image/build.sh $(IMAGE)
+	KILONOVA_SANDBOX_BARE=1 tools/sandbox.sh $(BIN)/kilonova demo-two-hosts --image $(IMAGE)
+
 down: ## end what the demo started: servers, cloud, networks, daemons
 	[ ! -e $(STATE) ] || $(BIN)/kilonova demo --stop --state-dir $(STATE)
 	tools/host-daemons.sh down
@@ -71,14 +75,21 @@ check: .venv/test ## ruff, mypy, import-linter and the size caps
 test: apt-test .venv/test ## install what is needed and run every check and test
 	tools/test.sh
 
-bench: apt-fleet .venv/test ## measure: one process, scheduler, placement, resources, cells, many hosts
+test-moves: apt-test .venv/test ## have moves on real hosts meet every fault at every moment, or what MATRIX chooses
+	MATRIX="$(or $(MATRIX),all)" KILONOVA_SANDBOX_BARE=1 tools/sandbox.sh $(BIN)/pytest -q -s -m real tests/real/moves
+
+bench: apt-run apt-fleet .venv/test .venv/host ## measure: one process, scheduler, placement, resources, cells, many hosts, moves
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.schedule
 	$(BIN)/python -m bench.placement
 	$(BIN)/python -m bench.resources
 	$(BIN)/python -m bench.cells
 	$(BIN)/python -m bench.fleet
+	$(BIN)/python -m bench.moves
 	$(BIN)/python -m bench.fleet --rest --hosts 1000 --servers 10000
+	$(BIN)/python -m bench.transfer
+	tools/guest-image/build.sh $(IMAGE)
+	KILONOVA_SANDBOX_BARE=1 tools/sandbox.sh $(BIN)/python -m bench.live --image $(IMAGE)
 
 capabilities: ## how many of nova/compute's capabilities are proven by tests
 	@$(PYTHON) tools/capabilities.py

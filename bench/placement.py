@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -97,6 +98,7 @@ async def serve(directory: Path, conninfo: str | None, port: int, strategy: Any)
     placement = BuiltinPlacement(db, SystemClock(), Options(strategy=strategy))
     server = HttpServer(api.app(placement, Everybody()), [bind("127.0.0.1", port)])
     await server.start()
+    gc.freeze()  # as `kilonova` does when it is ready
     print("ready", flush=True)
     await over.wait()
     await server.stop()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -111,10 +112,14 @@ async def opened(
     await database.close()
 
 
+MEBIBYTE = 1 << 20
+_COUNT_ANEW = """SELECT setval(format('%I', sequencename)::regclass, start_value, false)
+FROM pg_sequences WHERE last_value IS NOT NULL"""
+
+
 def _emptied(server: str, name: str) -> str:
     """The conninfo of a database without rows.  Making a new one takes many times as long."""
     import psycopg
-    from psycopg import sql
 
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
@@ -130,19 +135,23 @@ def _emptied(server: str, name: str) -> str:
         if tables and tables != {table.name for table in load_all().sorted_tables}:  # another release's
             connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
             return conninfo
-        one = sql.SQL("SELECT {} WHERE EXISTS (SELECT FROM {})")
-        each = [one.format(table, sql.Identifier(table)) for table in sorted(tables)]
-        full = connection.execute(sql.SQL(" UNION ALL ").join(each)).fetchall() if each else []
-        rows = [sql.Identifier(row[0]) for row in full if row[0] != "schema_version"]
-        if rows:
-            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(rows)))
-        # Tables that a test has emptied itself count on from where it was.
-        used = "SELECT sequencename FROM pg_sequences WHERE last_value IS NOT NULL"
-        for row in connection.execute(used).fetchall():
-            connection.execute(sql.SQL("ALTER SEQUENCE {} RESTART").format(sql.Identifier(row[0])))
         if tables:
-            connection.execute("DELETE FROM schema_version WHERE revision != %s", (REVISION,))
+            _empty(connection)
     return conninfo
+
+
+def _empty(connection: Any) -> None:
+    """Remove all rows.  Truncating makes files anew, as restarting a sequence does: only where it pays."""
+    from psycopg import sql
+
+    one = sql.SQL("SELECT {0}, pg_relation_size({0}) WHERE EXISTS (SELECT FROM {1})")
+    names = [table.name for table in reversed(load_all().sorted_tables) if table.name != "schema_version"]
+    each = [one.format(name, sql.Identifier(name)) for name in names]
+    full = connection.execute(sql.SQL(" UNION ALL ").join(each)).fetchall()
+    forms = [sql.SQL("TRUNCATE {}" if size > MEBIBYTE else "DELETE FROM {}") for _, size in full]
+    work = [form.format(sql.Identifier(name)) for form, (name, _) in zip(forms, full, strict=True)]
+    connection.execute(sql.SQL("; ").join([*work, sql.SQL(_COUNT_ANEW)]))
+    connection.execute("DELETE FROM schema_version WHERE revision != %s", (REVISION,))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -21,13 +21,14 @@ import msgspec
 from kilonova.rpc import versions, wire
 from kilonova.rpc.desk import Alive, Desk, Echo
 from kilonova.rpc.host import HostAgent
+from kilonova.rpc.mover import Mover
 
 LOCK = Path(__file__).resolve().parent.parent / "rpc.lock"
 HEAD = """\
 # What controllers and agents say to each other: version of messages, verb or field, type and default.
 # tools/rpc_lock.py --write adds lines; the others stay: what a release has said, the next one understands.
 """
-PROTOCOLS = {"host": HostAgent, "desk": Desk}
+PROTOCOLS = {"host": HostAgent, "move": Mover, "desk": Desk}
 ALSO = (Alive, Echo, wire.Working, wire.Result, wire.Fault)
 NAMES: dict[Any, str] = {wire.Fault: "answer.Fault"}  # of two records of one name
 
@@ -132,8 +133,8 @@ def unguarded(locked: dict[str, tuple[str, str]]) -> list[str]:
     return [
         f"{what} came with {version}: kilonova.rpc.versions.SINCE does not say so"
         for what, (version, rest) in locked.items()
-        if what.startswith("host.") and rest.startswith("gives ")
-        if versions.parsed(version) > oldest and versions.SINCE.get(what.removeprefix("host.")) != version
+        if what.startswith(("host.", "move.")) and rest.startswith("gives ")
+        if versions.parsed(version) > oldest and versions.SINCE.get(what.partition(".")[2]) != version
     ]
 
 

@@ -8,6 +8,7 @@
 # host did not come up.  Needs root and the packages of tools/apt/run.txt.
 #
 #   KILONOVA_SANDBOX          is 1 for CMD
+#   KILONOVA_SANDBOX_BARE     1: without daemons, for what makes hosts of its own on this one
 #   KILONOVA_SANDBOX_LOGS     directory that gets the daemons' logs when CMD is done
 #   KILONOVA_CACHE            where what libvirt found out about QEMU is kept between sandboxes
 #                             (default: kilonova in the user's cache directory)
@@ -109,10 +110,12 @@ keep_logs() {
 inside() {
     private_files
     configure_libvirt
-    "$HERE/host-daemons.sh" up >"/run/$NAME/start.log" 2>&1 || fail "a daemon did not start"
+    [[ ${KILONOVA_SANDBOX_BARE:-} == 1 ]] || "$HERE/host-daemons.sh" up >"/run/$NAME/start.log" 2>&1 ||
+        fail "a daemon did not start"
     keep_capabilities
     local status=0
     KILONOVA_SANDBOX=1 "$@" || status=$?
+    keep_capabilities
     keep_logs
     exit "$status" # pid 1 of the host: the kernel ends all the rest
 }

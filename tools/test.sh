@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# test.sh - every check and test; the last line sums up, the exit status is 1 if anything failed.
+# test.sh [checks] [tests] [real] - every check and test, or only those parts; the last line sums up, and the exit
+# status is 1 if anything failed.
 #
-# Tests with real guests need root.  They run on two throw-away hosts at a time: one has the tests of the
-# switch, the other those of guests.
+# Tests of real guests, switches and hosts need root.  Each of their files has a throw-away host of its own,
+# some at a time: they mostly wait for guests that boot.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 BIN=.venv/bin
+unset PYTHONDONTWRITEBYTECODE # else each of some hundred processes compiles all of the code anew
 RESULTS=$(mktemp -d)
 trap 'rm -rf "$RESULTS"' EXIT
-SWITCH=(tests/real/test_l2_*.py tests/real/test_vif.py)
+AT_ONCE=3
+# What takes longest, so that it does not begin last.
+LONG=(tests/real/test_two_hosts{,_evacuate,_isolation,_unwired,_volumes}.py tests/real/test_{shelve,live_migration,live_faults}.py
+      tests/real/moves/test_matrix.py tests/real/test_faults.py)
 
 part() { # part NAME COMMAND...: run it, show what it says, and note how it went
     local name=$1
@@ -18,34 +23,55 @@ part() { # part NAME COMMAND...: run it, show what it says, and note how it went
     echo "${PIPESTATUS[0]}" >"$RESULTS/$name.status"
 }
 
-quiet_part() { # the same for the background: it says nothing before it is done
-    part "$@" >"$RESULTS/$1.whole"
-}
-
-count() { # count WORD: the last number before it, of every part
+count() { # count WORD: the number before it in what pytest sums up at the end, of every part
     local log sum=0 found
     for log in "$RESULTS"/*.log; do
-        found=$(grep -oE "[0-9]+ $1" "$log" | tail -n 1 | cut -d' ' -f1)
+        found=$(grep -E ' in [0-9.]+s' "$log" | tail -n 1 | grep -oE "[0-9]+ $1" | cut -d' ' -f1)
         sum=$((sum + ${found:-0}))
     done
     echo "$sum"
 }
 
-real_tests() {
-    local ignored=("${SWITCH[@]/#/--ignore=}")
-    quiet_part "tests of a real switch" tools/sandbox.sh $BIN/pytest -q -m real "${SWITCH[@]}" &
-    part "tests with real guests" tools/sandbox.sh $BIN/pytest -q -m real "${ignored[@]}" tests
-    wait
-    cat "$RESULTS/tests of a real switch.whole"
+look() { # find the tests with real guests; what is compiled for that, all others need not compile again
+    $BIN/pytest -q --collect-only -m real tests >"$RESULTS/found" 2>&1
+    echo $? >"$RESULTS/collecting.status"
 }
 
-part "checks" make -s check
-part "tests" $BIN/pytest -q -n 2 --dist loadfile -m "not real" tests
-if [[ $EUID == 0 ]]; then
-    real_tests
-else
-    part "tests with real guests need root" false
-fi
+real_files() { # those with such tests, the long ones first
+    printf '%s\n' "${LONG[@]}" "$(<"$RESULTS/found")" | sed -n 's/\.py.*/.py/p' | awk '!seen[$0]++'
+}
+
+real_file() { # real_file PATH: what it says is shown when it is done, so that it stands together
+    local log
+    log="$RESULTS/${1//\//.}.log"
+    tools/sandbox.sh $BIN/pytest -q -m real "$1" >"$log" 2>&1
+    echo $? >"${log%.log}.status"
+    printf '== %s\n%s\n' "$1" "$(<"$log")"
+}
+
+real_tests() {
+    if [[ $EUID != 0 ]]; then
+        part "tests with real guests need root" false
+        return
+    fi
+    [[ $(<"$RESULTS/collecting.status") == 0 ]] || cat "$RESULTS/found"
+    export -f real_file
+    export RESULTS BIN
+    real_files | xargs -P "$AT_ONCE" -I{} bash -c 'real_file {}'
+}
+
+(($#)) || set -- checks tests real
+look & # while the checks, which need one processor, are made
+for chosen; do
+    [[ $chosen == checks ]] || wait
+    case $chosen in
+        checks) part checks make -s check ;;
+        # More of them than processors, as many wait; of files with as few tests, those of fleets first.
+        tests) part tests $BIN/pytest -q -n 4 --dist loadfile -m "not real" tests/fleet tests ;;
+        real) real_tests ;;
+        *) part "there is no part $chosen" false ;;
+    esac
+done
 
 bad=$(grep -Lx 0 "$RESULTS"/*.status)
 while read -r status; do

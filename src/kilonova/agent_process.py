@@ -17,7 +17,7 @@ from kilonova.agent.fences import Fences
 from kilonova.agent.ledger import Ledger
 from kilonova.clock import Clock, SystemClock
 from kilonova.errors import Unreachable
-from kilonova.host_parts import HostParts, host_name, host_parts
+from kilonova.host_parts import HostParts, agent_options, host_name, host_parts
 from kilonova.model.host import HostReport
 from kilonova.periodic import Periodic, spacing
 from kilonova.rpc import subjects
@@ -106,7 +106,7 @@ class AgentProcess:
             Ledger(self.state.private("agent") / "ledger.db", self.clock),
             self.clock,
             self.outbox.put,
-            max_concurrent_builds=self.settings.number("max_concurrent_builds"),
+            agent_options(self.settings),
         )
         first = await self.agent.start_up(parts.reports.first)
         progress("a controller")
@@ -114,6 +114,7 @@ class AgentProcess:
             self.link, self.clock, self.desk, self._serving(first), self.settings.number("report_interval")
         )
         await self.on_bus.open()
+        await self.agent.tell_of_guests()
         self.outbox.start()
         self.link.on_back.append(lambda: self.wiring.changed("everything", ""))
         self._begin_periodic(parts)

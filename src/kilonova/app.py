@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from kilonova.agent.agent import Agent
 from kilonova.agent.ledger import Ledger
@@ -15,12 +16,15 @@ from kilonova.db.engine import Database
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.desk import Desks
-from kilonova.host_parts import HostParts, host_name, host_parts
+from kilonova.host_parts import HostParts, agent_options, host_name, host_parts
 from kilonova.model.context import RequestContext
 from kilonova.model.host import HostReport
-from kilonova.operations import power
+from kilonova.operations import confirm_resize, offload, power
+from kilonova.operations.leftovers import Clearing
 from kilonova.periodic import Periodic, spacing
 from kilonova.registration import register
+from kilonova.rpc.desk import IMAGE_PIECE
+from kilonova.rpc.desk_sources import DeskImages
 from kilonova.rpc.local import LocalHosts
 from kilonova.settings import Settings
 from kilonova.state_dir import StateDir
@@ -29,6 +33,8 @@ __all__ = ["EmbeddedCloud", "new_uuid"]
 
 Progress = Callable[[str], None]
 
+RECOVER = 60.0  # seconds between looks for volumes that had to wait
+SWEEP = 600.0  # seconds between looks for pieces of images that came too late
 EXAMPLE_IMAGE = "cirros-0.6.2-x86_64-disk"  # DevStack's name, which clients' own tests look for
 
 
@@ -44,6 +50,7 @@ class EmbeddedCloud(ControlPlane):
     agent: Agent | None = None
     example_image: str = ""  # what a fake cloud can boot at once
     periodic: Periodic | None = None
+    clearing: Clearing | None = None
 
     @classmethod
     async def assemble(
@@ -57,9 +64,11 @@ class EmbeddedCloud(ControlPlane):
         state = StateDir.open(settings.state_dir)
         db = database() if database else SqliteDatabase(state.path / "kilonova.db", clock)
         await bring_up(db)
+        volumes = settings.text("directory", "volume")
         places = Places(
             keys=state.private("keys"),
             images=state.private("images"),
+            volumes=Path(volumes) if volumes else state.searchable("volumes"),
             policy=state.path / "policy.yaml",
             clouds_yaml=state.path / "clouds.yaml",
         )
@@ -72,10 +81,13 @@ class EmbeddedCloud(ControlPlane):
         progress("accounts, flavors and a network")
         passwords = self.state.passwords()
         await self.first_things(passwords["admin"], passwords["demo"])
+        await self.volume.recover()
         progress(f"the {self.settings.driver} hypervisor of this host")
         await self._start_host()
         progress("unfinished operations")
         await self.runner.start(sole=True)
+        self.clearing = Clearing(self.cloud)
+        self.clearing.start()
         await self.network.deliver_pending()
 
     async def _start_host(self) -> None:
@@ -86,14 +98,15 @@ class EmbeddedCloud(ControlPlane):
         self.agent = Agent(
             parts.driver,
             parts.plugger,
-            self.image,
+            DeskImages(desk, IMAGE_PIECE),
             ledger,
             self.clock,
-            lambda report: power.observed(self.cloud, report),
-            max_concurrent_builds=self.settings.number("max_concurrent_builds"),
+            lambda report: desk.observed((report,)),
+            agent_options(self.settings),
         )
         report = await self.agent.start_up(parts.reports.first)
         await self.register(report)
+        await self.agent.tell_of_guests()
         self.local.add(report.host, self.agent)
         if self.settings.driver == "fake":
             example = await self.image.add_local(self._administrator(), EXAMPLE_IMAGE, bytes(1 << 20))
@@ -110,6 +123,16 @@ class EmbeddedCloud(ControlPlane):
             spacing(number("sync_power_state_interval")),
             "power states",
             lambda: power.synchronise(self.cloud, report.host),
+        )
+        self.periodic.every(SWEEP, "pieces of images", self.image.sweep)
+        self.periodic.every(RECOVER, "unfinished volumes", self.volume.recover)
+        self.periodic.every(
+            spacing(number("shelved_poll_interval")),
+            "shelved servers",
+            lambda: offload.offload_all_aged(self.cloud),
+        )
+        self.periodic.every(
+            confirm_resize.EVERY, "resizes", lambda: confirm_resize.confirm_all_overdue(self.cloud)
         )
         parts.keep_reports(self.periodic, self.settings, self.register)
         parts.keep_image_cache(self.periodic, self.settings)
@@ -141,6 +164,8 @@ class EmbeddedCloud(ControlPlane):
         """Take no more requests, let steps end, let go.  Guests run on."""
         if self.periodic is not None:
             await self.periodic.stop()
+        if self.clearing is not None:
+            await self.clearing.stop()
         await asyncio.gather(self.runner.stop(), self.stop_serving())
         if self.host is not None:
             await self.host.stop()

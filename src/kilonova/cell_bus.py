@@ -17,6 +17,7 @@ from kilonova.desk import Desks
 from kilonova.errors import Invalid
 from kilonova.news import WiringNews
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.leftovers import Clearing
 from kilonova.roll import Roll
 from kilonova.rpc import subjects, versions
 from kilonova.rpc.calls import Caller
@@ -64,6 +65,7 @@ class CellBus:
     ear: Ear
     roll: Roll
     news: WiringNews
+    clearing: Clearing | None = None
     _end_news: Callable[[], None] = lambda: None
 
     @classmethod
@@ -84,14 +86,18 @@ class CellBus:
         return cls(plane, link, caller, directory, desks, ear, roll, WiringNews(plane.db, clock, voice))
 
     async def serve(self, cloud: Cloud) -> None:
-        self.desks.serve(cloud, self.plane.image, self.plane.network)
+        self.clearing = Clearing(cloud)
+        self.desks.serve(cloud, self.plane.image, self.plane.network, self.clearing.soon)
         self.link.open()
         await self.caller.open(self.plane.runner.owner)
         self._end_news = self.plane.network.subscribe(self.news.changed)
         self.roll.start()
         await self.ear.open()
+        self.clearing.start()
 
     async def close(self) -> None:
+        if self.clearing is not None:
+            await self.clearing.stop()
         self._end_news()
         await self.ear.close()
         await asyncio.gather(self.roll.stop(), self.news.stop(), self.caller.close())

@@ -22,9 +22,10 @@ from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import Failed
 from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
-from kilonova.operations import reconcile_mappings
+from kilonova.operations import reconcile_mappings, rehome
 from kilonova.operations.cells import Cells
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.leftovers import left_to_dead_hosts
 from kilonova.operations.registry import OPERATIONS
 from kilonova.periodic import Periodic
 from kilonova.rpc.host import HostDirectory
@@ -127,7 +128,7 @@ class CellParts:
         lease = plane.settings.real("lease", "journal")
         runner = Runner(db, plane.clock, plane.runner.owner, OPERATIONS, lease=lease, concurrency=number)
         cloud = replace(plane.cloud, db=patient, journal=Journal(plane.clock, runner), hosts=bus.hosts)
-        runner.cloud = cloud
+        runner.cloud, runner.let_go = cloud, left_to_dead_hosts
         if self.cells is None:
             self.cells = Cells(plane.cloud)
         self.cells.add(Cell(mapping.uuid, mapping.name, patient, mapping.disabled), cloud)
@@ -164,3 +165,4 @@ class CellParts:
     async def _reconcile(self) -> None:
         if self.cells is not None:
             await reconcile_mappings.reconcile(self.cells)
+            await rehome.settle(self.cells)

@@ -317,6 +317,8 @@ def _shown(tx: Tx, uuids: list[str]) -> list[Instance]:
 
 def _map(tx: Tx, cell_uuid: str, found: list[Instance]) -> None:
     for instance in found:
+        if instance_mappings.found_in(tx, instance, cell_uuid):
+            continue
         gone = instance.deleted_at is not None
         state = GONE if gone else MADE
         instance_mappings.insert(tx, instance_mappings.of_instance(instance, cell_uuid, state, None))

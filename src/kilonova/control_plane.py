@@ -25,6 +25,7 @@ from kilonova.journal.journal import Journal
 from kilonova.journal.runner import Runner
 from kilonova.operations import external_event
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.leftovers import left_to_dead_hosts
 from kilonova.operations.registry import OPERATIONS
 from kilonova.rpc.host import HostDirectory
 from kilonova.scheduler.options import options_of
@@ -35,6 +36,7 @@ from kilonova.services.identity.builtin import BuiltinIdentity
 from kilonova.services.identity.passwords import Cost, Passwords
 from kilonova.services.image import api as image_api
 from kilonova.services.image.builtin import BuiltinImage
+from kilonova.services.image.inspect import inspect
 from kilonova.services.metadata.documents import config_drive
 from kilonova.services.network import api as network_api
 from kilonova.services.network.builtin import BuiltinNetwork
@@ -43,6 +45,10 @@ from kilonova.services.network.work import Options as NetworkOptions
 from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.services.placement.options import Options as PlacementOptions
+from kilonova.services.volume import api as volume_api
+from kilonova.services.volume.builtin import BuiltinVolumes
+from kilonova.services.volume.records import QUOTAS
+from kilonova.services.volume.records import Options as VolumeOptions
 from kilonova.settings import PORTS, Settings
 from kilonova.web.server import ByPort, HttpServer, bind
 
@@ -52,9 +58,10 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
 
     keys: Path  # of tokens; the same on every controller
     images: Path
+    volumes: Path | None  # None: this controller makes none
     policy: Path  # of the compute API; need not exist
     clouds_yaml: Path
-    shared: bool = False  # whether other controllers have the same images
+    shared: bool = False  # whether other controllers have the same images and volumes
 
 
 @dataclass(kw_only=True)
@@ -69,6 +76,7 @@ class ControlPlane:
     image: BuiltinImage
     network: BuiltinNetwork
     placement: BuiltinPlacement
+    volume: BuiltinVolumes
     hosts: HostDirectory
     scheduler: Scheduler
     runner: Runner
@@ -92,10 +100,9 @@ class ControlPlane:
         """``owner`` names the process in the journal, ``own`` are the fields that only ``cls`` has."""
         identity = _identity(settings, db, clock, places.keys)
         image = BuiltinImage(db, clock, places.images, shared=places.shared)
-        network = BuiltinNetwork(
-            db, clock, new_uuid, options=NetworkOptions(bridge=settings.text("integration_bridge", "ovs"))
-        )
+        network = BuiltinNetwork(db, clock, new_uuid, options=_network_options(settings))
         placement = BuiltinPlacement(db, clock, _placement_options(settings))
+        volume = _volumes(settings, places, db, clock, image)
         scheduler = Scheduler(db, placement, clock, options_of(settings))
         runner = _runner(settings, db, clock, owner)
         journal = Journal(clock, runner)
@@ -108,12 +115,13 @@ class ControlPlane:
             image=image,
             network=network,
             placement=placement,
+            volume=volume,
             hosts=hosts,
             scheduler=scheduler,
             journal=journal,
             config_drive=config_drive(settings.text("dhcp_domain")),
         )
-        runner.cloud = cloud
+        runner.cloud, runner.let_go = cloud, left_to_dead_hosts
         network.on_event = partial(external_event.deliver, cloud)
         return cls(
             settings=settings,
@@ -124,6 +132,7 @@ class ControlPlane:
             image=image,
             network=network,
             placement=placement,
+            volume=volume,
             hosts=hosts,
             scheduler=scheduler,
             runner=runner,
@@ -144,7 +153,7 @@ class ControlPlane:
     def apps(self) -> dict[str, ASGIApp]:
         """The HTTP face of each service, by its name."""
         settings = self.settings
-        urls = {name: settings.url(name) for name in ("identity", "compute", "placement", "image", "network")}
+        urls = {name: settings.url(name) for name in PORTS}
         policy = Policy(self.places.policy)
         return {
             "identity": identity_api.app(self.identity, urls, urls["identity"]),
@@ -152,6 +161,7 @@ class ControlPlane:
             "placement": placement_api.app(self.placement, self.identity),
             "image": image_api.app(self.image, self.identity, urls["image"]),
             "network": network_api.app(self.network, self.identity, urls["network"]),
+            "volume": volume_api.app(self.volume, self.identity, urls["volume"]),
         }
 
     def listen(self) -> None:
@@ -179,6 +189,7 @@ class ControlPlane:
     async def close(self) -> None:
         """Let go of everything; the runner and the ports have been stopped."""
         await self.network.close()
+        await self.volume.close()
         await self.image.close()
         self.identity.close()
         await self.db.close()
@@ -200,6 +211,14 @@ def _identity(settings: Settings, db: Database, clock: Clock, keys: Path) -> Bui
     )
 
 
+def _network_options(settings: Settings) -> NetworkOptions:
+    return NetworkOptions(
+        bridge=settings.text("integration_bridge", "ovs"),
+        mtu=settings.number("global_physnet_mtu"),
+        tunnels=bool(settings.text("local_ip", "ovs") or settings.texts("tunnel_types", "agent")),
+    )
+
+
 def _placement_options(settings: Settings) -> PlacementOptions:
     group = "placement"
     breadth = settings.text("allocation_candidates_generation_strategy", group) == "breadth-first"
@@ -209,6 +228,29 @@ def _placement_options(settings: Settings) -> PlacementOptions:
         strategy="breadth-first" if breadth else "depth-first",
         nobodys_project=settings.text("incomplete_consumer_project_id", group),
         nobodys_user=settings.text("incomplete_consumer_user_id", group),
+    )
+
+
+def _volumes(
+    settings: Settings, places: Places, db: Database, clock: Clock, image: BuiltinImage
+) -> BuiltinVolumes:
+    group = "volume"
+    limits = {
+        "volumes": settings.number("quota_volumes", group),
+        "gigabytes": settings.number("quota_gigabytes", group),
+        "per_volume_gigabytes": settings.number("per_volume_size_limit", group),
+    }
+    return BuiltinVolumes(
+        db,
+        clock,
+        new_uuid,
+        places.volumes,
+        image,
+        lambda file, form: inspect(file, form).virtual_size,
+        options=VolumeOptions(
+            zone=settings.text("storage_availability_zone", group), quotas={**QUOTAS, **limits}
+        ),
+        shared=places.shared,
     )
 
 

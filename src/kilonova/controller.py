@@ -21,7 +21,9 @@ from kilonova.db.schema import check
 from kilonova.desk import Desks
 from kilonova.errors import Failed, Unreachable
 from kilonova.news import WiringNews
-from kilonova.periodic import Periodic
+from kilonova.operations import confirm_resize, offload
+from kilonova.operations.leftovers import Clearing
+from kilonova.periodic import Periodic, spacing
 from kilonova.roll import Roll
 from kilonova.rpc import subjects, versions
 from kilonova.rpc.calls import Caller
@@ -39,12 +41,14 @@ FIRST_WAIT = 5.0  # seconds for the bus to answer before we begin without it
 
 
 def places_of(settings: Settings, state: StateDir) -> Places:
-    """Where this controller keeps its files: token keys and images are the same on all of them."""
+    """Where this controller keeps its files: token keys, images and volumes are the same on all of them."""
     keys = settings.text("key_repository", "fernet_tokens")
     images = settings.text("filesystem_store_datadir", "glance_store")
+    volumes = settings.text("directory", "volume")
     return Places(
         keys=Path(keys) if keys else state.private("keys"),
         images=Path(images) if images else state.private("images"),
+        volumes=Path(volumes) if volumes else None,
         policy=state.path / "policy.yaml",
         clouds_yaml=state.path / "clouds.yaml",
         shared=True,
@@ -74,6 +78,7 @@ class Controller(ControlPlane):
     roll: Roll
     news: WiringNews
     periodic: Periodic
+    clearing: Clearing | None = None
     cells: CellParts | None = None
     _end_news: Callable[[], None] = lambda: None
 
@@ -117,13 +122,16 @@ class Controller(ControlPlane):
             news=WiringNews(db, clock, voice),
             periodic=Periodic(clock),
         )
-        desks.serve(cloud.cloud, cloud.image, cloud.network)
+        cloud.clearing = Clearing(cloud.cloud)
+        desks.serve(cloud.cloud, cloud.image, cloud.network, cloud.clearing.soon)
         return cloud
 
     async def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
         """Take part: hear the hosts, and take up operations.  A bus that does not answer may come later."""
         progress("images")
         await self.image.recover()
+        progress("volumes")
+        await self.volume.recover()
         progress(f"the bus at {self.link.options.shown}")
         self.link.open()
         try:
@@ -141,15 +149,28 @@ class Controller(ControlPlane):
         await self.ear.open()
         progress("unfinished operations")
         await self.runner.start(sole=False)
+        assert self.clearing is not None
+        self.clearing.start()
         self.cells = CellParts(self, partial(CellBus.open, self, self.clock))
         await self.cells.start()
         self.periodic.every(RECOVER, "interrupted uploads", self.image.recover)
+        self.periodic.every(RECOVER, "unfinished volumes", self.volume.recover)
         self.periodic.every(RECOVER, "events that nobody heard", self.network.deliver_pending)
+        self.periodic.every(
+            spacing(self.settings.number("shelved_poll_interval")),
+            "shelved servers",
+            lambda: offload.offload_all_aged(self.cloud),
+        )
+        self.periodic.every(
+            confirm_resize.EVERY, "resizes", lambda: confirm_resize.confirm_all_overdue(self.cloud)
+        )
         await self.network.deliver_pending()
 
     async def stop(self) -> None:
         """Take no more requests, let steps end, give the rest to the others."""
         await self.periodic.stop()
+        if self.clearing is not None:
+            await self.clearing.stop()
         await asyncio.gather(self.runner.stop(), self.stop_serving())
         if self.cells is not None:
             await self.cells.stop()

@@ -6,14 +6,19 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import structlog
+
+from kilonova.agent.agent import AgentOptions
 from kilonova.agent.report import HostReports, Tell, host_reports
+from kilonova.agent.transfer import transfer_options
 from kilonova.clock import Clock
 from kilonova.errors import Failed, KilonovaError
 from kilonova.guest_metadata import GuestMetadata
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.source import WiringSource
-from kilonova.model.host import Inventory
+from kilonova.model.host import TUNNELING_IP, Inventory
 from kilonova.model.port import Vif
 from kilonova.periodic import Periodic, spacing
 from kilonova.rpc.desk import Desk
@@ -24,6 +29,8 @@ from kilonova.vif.plugger import VifPlugger
 from kilonova.virt.driver import Driver
 from kilonova.virt.fake.driver import FakeDriver
 from kilonova.virt.fake.hardware import hardware_from
+
+log = structlog.get_logger("kilonova.agent")
 
 
 async def _nothing() -> None:
@@ -57,6 +64,22 @@ def host_name(settings: Settings) -> str:
     return settings.text("host") or socket.gethostname()
 
 
+def agent_options(settings: Settings) -> AgentOptions:
+    """The agent's own part of the settings."""
+    heard = settings.flag("handle_virt_lifecycle_events", "workarounds")
+    if not heard and spacing(settings.number("sync_power_state_interval")) is None:
+        log.warning(
+            "nobody notices what guests do by themselves: [workarounds]handle_virt_lifecycle_events is false "
+            "and [DEFAULT]sync_power_state_interval negative"
+        )
+    return AgentOptions(
+        max_concurrent_builds=settings.number("max_concurrent_builds"),
+        hears_events=heard,
+        live_plug_tries=settings.number("live_migration_retry_count"),
+        transfer=transfer_options(settings),
+    )
+
+
 def l2_options(settings: Settings, state: StateDir) -> L2Options:
     """The layer-2 agent's part of the settings."""
     return L2Options(
@@ -65,6 +88,8 @@ def l2_options(settings: Settings, state: StateDir) -> L2Options:
         bridge=settings.text("integration_bridge", "ovs"),
         datapath_type=settings.text("datapath_type", "ovs"),
         dhcp_domain=settings.text("dhcp_domain"),
+        local_ip=settings.text("local_ip", "ovs"),
+        vxlan_port=settings.number("vxlan_udp_port", "agent"),
     )
 
 
@@ -124,7 +149,15 @@ async def _libvirt(
 
     connection = settings.text("ovsdb_connection", "ovs")
     instances = state.searchable("instances")
-    driver = LibvirtDriver(options_from(settings), host_name(settings), state.compute_id(), instances, clock)
+    volumes = settings.text("directory", "volume")
+    driver = LibvirtDriver(
+        options_from(settings),
+        host_name(settings),
+        state.compute_id(),
+        instances,
+        clock,
+        Path(volumes) if volumes else state.path / "volumes",  # as this process' own service has them
+    )
     reports = host_reports(driver, clock, settings)
     metadata = GuestMetadata(desk, settings)
     wiring = L2Agent(source, Ovsdb(connection, clock), clock, l2_options(settings, state), metadata.serve)
@@ -134,6 +167,8 @@ async def _libvirt(
         raise Failed(f"{error} `tools/host-daemons.sh up` starts what a host needs.") from error
     datapath = wiring.datapath_type
     reports.details = {"datapath_type": datapath}
+    if local_ip := settings.text("local_ip", "ovs"):
+        reports.details[TUNNELING_IP] = local_ip
     plugger = OsVifPlugger(connection, datapath_type=datapath)
 
     async def stop() -> None:

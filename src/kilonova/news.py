@@ -59,9 +59,9 @@ def _concerned(tx: Tx, changed: list[News]) -> dict[tuple[str, str], list[News]]
     sessions: dict[str, str] = {}
     result: dict[tuple[str, str], list[News]] = {}
     for kind, thing in changed:
-        port = {ports.get(thing, "")}
-        found = port if kind == "port" else network_ports.hosts_of_network(tx, thing)
-        for host in sorted(found - {""}):
+        of_port = ports.get(thing, set())
+        found = of_port if kind == "port" else network_ports.hosts_of_network(tx, thing)
+        for host in sorted(found):
             if host not in sessions:
                 known = hosts.session(tx, host)
                 sessions[host] = known[0] if known else ""

@@ -9,6 +9,7 @@ from kilonova.db import audit_repairs, host_report, host_resources, hosts
 from kilonova.db.engine import Tx
 from kilonova.model.host import DISABLED_TRAIT, Host, HostReport
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.resume_guest import resume_guests
 from kilonova.resources.reshape import Following
 from kilonova.resources.shortfalls import shortfalls
 
@@ -40,6 +41,8 @@ async def register(cloud: Cloud, report: HostReport, session: str = "") -> None:
     for each in await cloud.placement.report_tree([node, *below]):
         log.warning("a provider is gone from a host, and servers hold of it", host=report.host, provider=each)
     cloud.scheduler.forget()
+    if report.starting:
+        await _see_to_guests(cloud, host, report)
 
 
 async def _release_leftovers(cloud: Cloud, report: HostReport) -> None:
@@ -49,6 +52,16 @@ async def _release_leftovers(cloud: Cloud, report: HostReport) -> None:
     for uuid in await cloud.db.read(lambda tx: audit_repairs.leftovers(tx, report.compute_id)):
         released = await cloud.db.write(lambda tx, uuid=uuid: audit_repairs.release_deleted(tx, uuid, uuid))  # type: ignore[misc]
         log.warning("a deleted server held something", host=report.host, server=uuid, released=released)
+
+
+async def _see_to_guests(cloud: Cloud, known: Host, report: HostReport) -> None:
+    """A host that was booted runs none of the guests that it had; before its agent tells of each."""
+    if not report.boot_id or report.boot_id == known.boot_id:
+        return
+    if known.boot_id and report.resume_guests:
+        resumed = await resume_guests(cloud, report.host)
+        log.info("a host was booted", host=report.host, guests_to_run_again=resumed)
+    await cloud.top.write(lambda tx: hosts.note_boot(tx, report.host, report.boot_id))
 
 
 async def _follow(cloud: Cloud, report: HostReport) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from kilonova.model.instance import instance_name
 from kilonova.resources import host_conf
@@ -19,6 +19,13 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 
 def _name_template(text: str) -> str:
     instance_name(text, 1, "00000000-0000-4000-8000-000000000000")
+    return text
+
+
+def _ports(text: str) -> str:
+    first, dash, last = text.partition("-")
+    if text and not (0 < int(first) <= int(last if dash else first) < 1 << 16):
+        raise ValueError(f"'{text}' is no range of ports")
     return text
 
 
@@ -35,6 +42,25 @@ DEFAULT = [
     ),
     *host_conf.HOST,
     cfg.IntOpt("max_concurrent_builds", default=10),
+    cfg.IntOpt(
+        "max_concurrent_live_migrations",
+        default=1,
+        min=0,
+        help="Guests that a host sends at a time; the others wait. 0: any number.",
+    ),
+    cfg.IntOpt(
+        "migrate_max_retries",
+        default=-1,
+        min=-1,
+        help="Hosts that are tried for a live migration after the first; -1: all.",
+    ),
+    cfg.IntOpt(
+        "live_migration_retry_count",
+        default=30,
+        min=1,
+        help="How often a port of a guest that comes live to this host is plugged, once a second, until that "
+        "has failed.",
+    ),
     cfg.IntOpt("shutdown_timeout", default=60, help="Seconds a guest has to shut itself down."),
     cfg.IntOpt("service_down_time", default=60),
     cfg.IntOpt("report_interval", default=10),
@@ -43,12 +69,55 @@ DEFAULT = [
         default=600,
         help="Seconds between looks at the power of all servers; negative: never.",
     ),
+    cfg.BoolOpt(
+        "resume_guests_state_on_host_boot",
+        default=False,
+        help="Guests that ran on this host when it went off are started again when it was booted; otherwise "
+        "their servers are stopped.",
+    ),
+    cfg.IntOpt(
+        "rpc_response_timeout",
+        default=60,
+        min=1,
+        help="Seconds that a request whose answer needs a host waits for it.",
+    ),
     cfg.IntOpt("vif_plugging_timeout", default=300),
     cfg.BoolOpt("vif_plugging_is_fatal", default=True),
     cfg.IntOpt("instance_build_timeout", default=600),
+    cfg.BoolOpt(
+        "allow_resize_to_same_host", default=False, help="A resize may choose the host that the server is on."
+    ),
+    cfg.IntOpt(
+        "resize_confirm_window",
+        default=0,
+        min=0,
+        help="Seconds after which a resize is confirmed if nobody has done so; 0: never.",
+    ),
+    cfg.IntOpt(
+        "shelved_offload_time",
+        default=0,
+        min=-1,
+        help="Seconds that a shelved server stays on its host; 0: it leaves at once, -1: never.",
+    ),
+    cfg.IntOpt(
+        "shelved_poll_interval",
+        default=3600,
+        help="Seconds between looks for servers that have been shelved for that long; negative: never.",
+    ),
+    cfg.ListOpt(
+        "non_inheritable_image_properties",
+        default=["cache_in_nova", "bittorrent"],
+        help="Properties of an image that snapshots of its servers do not get.",
+    ),
     cfg.BoolOpt("force_config_drive", default=False),
     cfg.StrOpt("config_drive_format", default="iso9660", choices=("iso9660", "vfat")),
     cfg.StrOpt("dhcp_domain", default="novalocal"),
+    cfg.IntOpt(
+        "global_physnet_mtu",
+        default=1500,
+        min=68,
+        help="MTU of the physical network; networks get 50 less where hosts have tunnels to each other.",
+    ),
 ]
 API = [
     cfg.IntOpt("max_limit", default=1000, min=0),
@@ -92,7 +161,41 @@ LIBVIRT = [
     cfg.StrOpt("hw_machine_type", default="pc"),
     cfg.IntOpt("tb_cache_size", help="MiB of TCG translation cache a guest may use."),
     cfg.IntOpt("wait_soft_reboot_seconds", default=120),
+    cfg.IntOpt(
+        "stopped_event_delay",
+        default=15,
+        min=0,
+        help="Seconds after which a guest that went off by itself is told of, unless it has started again.",
+    ),
+    cfg.IntOpt(
+        "device_detach_attempts",
+        default=8,
+        min=1,
+        help="How often a guest is asked to let go of a device until that has failed.",
+    ),
+    cfg.IntOpt("device_detach_timeout", default=20, min=1, help="Seconds that it has each time."),
+    cfg.IntOpt(
+        "num_pcie_ports",
+        default=0,
+        min=0,
+        max=28,
+        help="Places for devices in a q35 machine, those added later included; 0: sixteen.",
+    ),
     cfg.IntOpt("realtime_scheduler_priority", default=1, min=1, max=99),
+    *host_conf.LIVE_MIGRATION,
+    cfg.StrOpt("live_migration_inbound_addr", help="Where other hosts reach this one; default: my_ip."),
+    cfg.Opt(
+        "cold_migration_ports",
+        type=_ports,
+        default="",
+        help="Ports, like 49300-49400, at which files of guests are taken in; default: any.",
+    ),
+    cfg.IntOpt(
+        "cold_migration_bandwidth",
+        default=0,
+        min=0,
+        help="MiB a second with which files of a guest are sent at most; 0: as fast as may be.",
+    ),
 ]
 IMAGE_CACHE = [
     cfg.IntOpt("manager_interval", default=2400, help="Seconds between clean-ups of the image cache."),
@@ -108,6 +211,20 @@ OVS = [
     cfg.StrOpt("ovsdb_connection", default="unix:/run/openvswitch/db.sock"),
     cfg.StrOpt("integration_bridge", default="br-int"),
     cfg.StrOpt("datapath_type", default="auto", choices=("auto", "system", "netdev")),
+    cfg.StrOpt(
+        "local_ip",
+        default="",
+        help="IPv4 address of this host where tunnels from other hosts end; without one it has no tunnels.",
+    ),
+]
+L2_AGENT = [
+    cfg.ListOpt(
+        "tunnel_types",
+        default=[],
+        item_type=types.String(choices=["vxlan"]),
+        help="How hosts reach each other's guests; for controllers that are not on a host with a local_ip.",
+    ),
+    cfg.PortOpt("vxlan_udp_port", default=4789),
 ]
 FAKE = [
     cfg.IntOpt("vcpus", default=100_000, help="What the fake host has."),
@@ -147,6 +264,13 @@ FERNET_TOKENS = [
 GLANCE_STORE = [
     cfg.StrOpt("filesystem_store_datadir", help="Directory with images; shared by all controllers.")
 ]
+VOLUME = [
+    cfg.StrOpt("directory", help="Directory with volumes; all controllers and hosts see it at this path."),
+    cfg.StrOpt("storage_availability_zone", default="nova", help="Zone of volumes for which none is asked."),
+    cfg.IntOpt("quota_volumes", default=10, min=-1, help="Volumes of a project; -1: any number."),
+    cfg.IntOpt("quota_gigabytes", default=1000, min=-1, help="GiB of a project's volumes together."),
+    cfg.IntOpt("per_volume_size_limit", default=-1, min=-1, help="GiB of one volume."),
+]
 JOURNAL = [
     cfg.FloatOpt("lease", default=10.0, help="Seconds until another controller takes over from a dead one."),
     cfg.IntOpt("concurrency", default=256, help="Operations that one controller runs at a time."),
@@ -172,6 +296,12 @@ COMPUTE = [
         default=False,
         help="Put guests' NUMA cells onto the host's fullest cells, not the emptiest.",
     ),
+    cfg.IntOpt(
+        "max_disk_devices_to_attach",
+        default=-1,
+        min=-1,
+        help="Disks that a server may have, its own ones included; -1: as many as have a name.",
+    ),
 ]
 PCI = [
     *host_conf.PCI,
@@ -194,6 +324,13 @@ PLACEMENT = [
     cfg.StrOpt("incomplete_consumer_project_id", default=NOBODY, help="For clients older than 1.8."),
     cfg.StrOpt("incomplete_consumer_user_id", default=NOBODY, help="For clients older than 1.8."),
 ]
+WORKAROUNDS = [
+    cfg.BoolOpt(
+        "handle_virt_lifecycle_events",
+        default=True,
+        help="False: what guests do by themselves is found by looking, every sync_power_state_interval.",
+    ),
+]
 GROUPS = {
     None: DEFAULT,
     "compute": COMPUTE,
@@ -206,7 +343,9 @@ GROUPS = {
     "libvirt": LIBVIRT,
     "image_cache": IMAGE_CACHE,
     "vnc": VNC,
+    "workarounds": WORKAROUNDS,
     "ovs": OVS,
+    "agent": L2_AGENT,
     "fake": FAKE,
     "neutron": host_conf.NEUTRON,
     "neutron_tunnel": host_conf.TUNNEL,
@@ -220,11 +359,13 @@ GROUPS = {
     "identity": IDENTITY,
     "token": TOKEN,
     "placement": PLACEMENT,
+    "volume": VOLUME,
 }
 
 PORTS = {
     "identity": 5000,
     "compute": 8774,
+    "volume": 8776,
     "placement": 8778,
     "image": 9292,
     "network": 9696,

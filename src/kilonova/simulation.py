@@ -40,6 +40,7 @@ from kilonova.vif.null import NullPlugger
 from kilonova.virt.fake.driver import FakeDriver
 from kilonova.virt.fake.guests import opened
 from kilonova.virt.fake.hardware import hardware_from
+from kilonova.virt.fake.live import Fabric
 
 log = structlog.get_logger("kilonova.simulation")
 
@@ -90,6 +91,7 @@ class Simulation:
     ledger: Ledger
     guests: Any
     periodic: Periodic
+    fabric: Fabric = field(default_factory=Fabric)
     hosts: dict[str, _Host] = field(default_factory=dict)
 
     @classmethod
@@ -160,6 +162,7 @@ class Simulation:
         interval = self.settings.number("report_interval")
         host.on_bus = AgentOnBus(self.link, self.clock, host.desk, serving, interval)
         await host.on_bus.open()
+        await host.agent.tell_of_guests()
         host.outbox.start()
 
     def _make(self, name: str) -> _Host:
@@ -181,6 +184,7 @@ class Simulation:
             delay=self.plan.delay,
             hardware=hardware,
         )
+        driver.fabric = self.fabric
         source = random.Random(f"{self.plan.seed} {name}")
         for verb, chance in self.plan.faults.items():
             driver.faults.often(verb, chance, source)

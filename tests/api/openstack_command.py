@@ -20,6 +20,7 @@ PRELOADED = (
     "openstackclient.compute.v2.server",
     "openstackclient.image.client",
     "openstackclient.network.client",
+    "openstackclient.volume.client",
 )
 """What most commands need."""
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,23 +19,13 @@ import pytest
 import uvloop
 
 from kilonova.app import EmbeddedCloud
-from kilonova.settings import PORTS
 from kilonova.testing.embedded import settings_for
+from kilonova.testing.ports import free_offset
 
 T = TypeVar("T")
 
 ADMIN, MEMBER = "kilonova-admin", "kilonova"
 PATIENCE = 120  # seconds for anything, on a busy machine
-
-
-def free_offset() -> int:
-    """An offset at which all ports are free, below those that the kernel gives away."""
-    for offset in range(11_000 + os.getpid() % 9_000, 22_000, 11):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in PORTS.values():
-                stack.enter_context(socket.create_server(("127.0.0.1", port + offset)))
-            return offset
-    raise RuntimeError("no free ports")
 
 
 class Served:

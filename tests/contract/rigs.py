@@ -34,9 +34,13 @@ from kilonova.services.network.port import NetworkService
 from kilonova.services.placement import api as placement_api
 from kilonova.services.placement.builtin import BuiltinPlacement
 from kilonova.services.placement.port import Placement
+from kilonova.services.volume import api as volume_api
+from kilonova.services.volume.builtin import BuiltinVolumes
+from kilonova.services.volume.port import VolumeService
 from kilonova.testing.clock import VirtualClock
 from tests.api.direct import Reply, send
 from tests.conftest import opened
+from tests.unit.volume.conftest import virtual_size
 
 ROOT = "http://cloud.example"
 
@@ -58,6 +62,7 @@ class Rig:
     image: ImageService | None = None
     network: NetworkService | None = None
     placement: Placement | None = None
+    volume: VolumeService | None = None
     pass_seconds: Callable[[float], None] = lambda seconds: None
 
 
@@ -97,7 +102,7 @@ def _rest(app: ASGIApp, login: Callable[[], Awaitable[str]] | None = None) -> Re
 
 
 def builtin(kind: str) -> Callable[..., Any]:
-    """All four services of our own on a database of this kind."""
+    """All five services of our own on a database of this kind."""
 
     @contextlib.asynccontextmanager
     async def made(request: pytest.FixtureRequest, directory: Path, service: str) -> AsyncIterator[Rig]:
@@ -121,6 +126,13 @@ def builtin(kind: str) -> Callable[..., Any]:
                 image = BuiltinImage(db, SystemClock(), directory / "images", size_limit=64 << 20)
                 await image.recover()
                 yield Rig(_rest(image_api.app(image, _Names(), ROOT)), image=image)
+                await image.close()
+            elif service == "volume":
+                image = BuiltinImage(db, SystemClock(), directory / "images")
+                volume = BuiltinVolumes(db, SystemClock(), new, directory / "volumes", image, virtual_size)
+                await volume.recover()
+                yield Rig(_rest(volume_api.app(volume, _Names(), ROOT)), volume=volume)
+                await volume.close()
                 await image.close()
             else:
                 network = BuiltinNetwork(db, SystemClock(), new)

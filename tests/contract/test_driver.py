@@ -12,8 +12,11 @@ import pytest
 
 from kilonova.errors import HostFault, NotFound
 from kilonova.model.states import Power
+from kilonova.rpc.messages import GuestSpec
+from kilonova.virt.driver import SnapshotData
 from tests.contract.driver_rigs import FakeRig, LibvirtRig, Rig
 from tests.real.guests import eventually
+from tests.real.libvirt_host import port
 from tests.real.tiny_guest import DEAF, QUITS
 
 PATIENCE = 60.0  # seconds; a guest needs a tenth of one on an idle machine
@@ -236,3 +239,80 @@ async def test_the_counters_of_the_processors_rise(rig: Rig) -> None:
     second = await rig.driver.cpu_stats()
     assert all(second[kind] >= first[kind] >= 0 for kind in ("user", "kernel", "idle", "iowait"))
     assert sum(first.values()) > first["frequency"]
+
+
+async def whole_snapshot(rig: Rig, guest_: GuestSpec, image_id: str) -> bytes:
+    data = await rig.driver.snapshot_data(guest_.uuid, image_id)
+    assert await data.read(data.size, 10) == b""
+    return b"".join([await data.read(at, 50_000) for at in range(0, data.size, 50_000)])
+
+
+@pytest.mark.capability("MG-SNP-6", "MG-SHV-1")
+@pytest.mark.parametrize("state", ["running", "paused", "off"])
+async def test_a_snapshot_of_a_guest_in_any_state(rig: Rig, state: str) -> None:
+    guest = await rig.prepared()
+    image_id = str(uuid.uuid4())
+    await rig.driver.start(guest, paused=state == "paused")
+    if state == "running":
+        await has_started(rig, guest)
+    if state == "off":
+        await rig.driver.power_off(guest.uuid)
+    before = await rig.driver.power_state(guest.uuid)
+    for _ in range(2):
+        await rig.driver.snapshot(guest.uuid, image_id)
+        assert await rig.driver.power_state(guest.uuid) == before
+    made = await whole_snapshot(rig, guest, image_id)
+    assert made
+    for _ in range(2):
+        await rig.driver.drop_snapshot(guest.uuid, image_id)
+    with pytest.raises(HostFault, match=image_id):
+        await rig.driver.snapshot_data(guest.uuid, image_id)
+    # What was taken is what another guest can be made of, here or elsewhere.
+    meta = rig.images.add(made, disk_format=(await fresh(rig, guest, image_id)).disk_format)
+    back = msgspec.structs.replace(guest, uuid=str(uuid.uuid4()), image=meta, flat_root=True)
+    await rig.driver.prepare(back, rig.images)
+    await rig.driver.start(back, paused=False)
+    assert await rig.driver.power_state(back.uuid) == Power.RUNNING
+    await has_started(rig, back)
+    assert await rig.driver.power_state(guest.uuid) == before
+
+
+async def fresh(rig: Rig, guest_: GuestSpec, image_id: str) -> SnapshotData:
+    await rig.driver.snapshot(guest_.uuid, image_id)
+    return await rig.driver.snapshot_data(guest_.uuid, image_id)
+
+
+async def test_a_snapshot_of_nothing(rig: Rig) -> None:
+    nobody, image_id = str(uuid.uuid4()), str(uuid.uuid4())
+    with pytest.raises(HostFault, match=nobody):
+        await rig.driver.snapshot(nobody, image_id)
+    await rig.driver.drop_snapshot(nobody, image_id)
+    guest = await rig.running()
+    await rig.driver.snapshot(guest.uuid, image_id)
+    await rig.driver.undefine(guest.uuid)
+    await rig.driver.discard(guest.uuid)  # and what was kept of it
+    with pytest.raises(HostFault, match=image_id):
+        await rig.driver.snapshot_data(guest.uuid, image_id)
+
+
+@pytest.mark.capability("MG-DEV-7")
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_network_card_comes_and_goes(rig: Rig, paused: bool) -> None:
+    vif = port()
+    nobody = rig.guest()
+    with rig.plugged(vif):
+        await rig.driver.attach_interface(nobody, vif)  # one that is not there yet is started with it
+        await rig.driver.detach_interface(nobody, vif)
+        guest = await rig.prepared()
+        await rig.driver.start(guest, paused=paused)
+        state = await rig.driver.power_state(guest.uuid)
+        for _ in range(2):
+            await rig.driver.attach_interface(guest, vif)
+            found = await rig.driver.diagnostics(guest.uuid)
+            assert [nic.mac_address for nic in found.nics] == [vif.mac]
+            assert await rig.driver.power_state(guest.uuid) == state
+        await rig.driver.power_off(guest.uuid)
+        for _ in range(2):
+            await rig.driver.detach_interface(guest, vif)
+        await rig.driver.start(guest, paused=paused)
+        assert (await rig.driver.diagnostics(guest.uuid)).nics == ()

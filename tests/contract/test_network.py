@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from kilonova.errors import Conflict, Failed, Invalid, OverQuota, Refused
+from kilonova.errors import Conflict, Failed, Forbidden, Invalid, NotFound, OverQuota, Refused
 from kilonova.model.context import RequestContext
 from kilonova.model.port import RequestedNetwork, Vif
-from kilonova.services.network.port import NetworkService, PortRequest
+from kilonova.services.network.port import NetworkService, OnePort, PortRequest
 from tests.contract.rigs import CALLERS, Rig, caller, new
 
 ALICE = caller("alice")
@@ -323,3 +323,123 @@ async def test_groups_by_name_and_by_id(cloud: Cloud) -> None:
     with pytest.raises(Conflict):
         await cloud.check(on(net), groups=("web",))
     assert await cloud.check(on(net), groups=(web,)) == 1
+
+
+# ---- one port more, or one address ----
+
+
+def one(instance: str, network: str | None = None, port: str | None = None, **more: Any) -> OnePort:
+    return OnePort(
+        instance_uuid=instance,
+        project_id=CALLERS["alice"][0],
+        hostname="web-1",
+        port_id=port or new(),
+        taken=port is not None,
+        network_id=network,
+        **more,
+    )
+
+
+HOST = ("one", {"datapath_type": "netdev"})
+
+
+async def test_a_port_is_attached_once_and_as_the_last(cloud: Cloud) -> None:
+    net, server = await cloud.network(), new()
+    before = await cloud.boot(server, on(net), on(net))
+    mine = await cloud.made("port", network_id=net)
+    for request in (one(server, net, fixed_ip="10.1.0.77", tag="nic"), one(server, port=mine), one(server)):
+        for _ in range(2):
+            vif = await cloud.service.attach(request, *HOST)
+            assert (vif.port_id, vif.network_id, vif.vif_type) == (request.port_id, net, "ovs")
+            assert (vif.tag, vif.preserve_on_delete) == (request.tag, request.taken)
+        before = (*before, vif)
+        assert await cloud.service.vifs(server) == before
+    assert before[2].fixed_ips[0].address == "10.1.0.77"
+    # One in the middle goes, for good or back to its user; the next one is the last again.
+    for gone in (before[1], before[3]):
+        for _ in range(2):
+            await cloud.service.release(server, gone.port_id)
+    assert await cloud.port(before[1].port_id) is None
+    port = await cloud.port(mine)
+    assert port is not None and (port["device_id"], port["binding:host_id"]) == ("", "")
+    last = await cloud.service.attach(one(server, net), *HOST)
+    assert await cloud.service.vifs(server) == (before[0], before[2], before[4], last)
+    await cloud.service.release(new(), last.port_id)  # of another server: it is not its port
+    await cloud.service.release(server, new())
+    assert len(await cloud.service.vifs(server)) == 4
+
+
+async def test_what_cannot_be_attached_says_why_and_leaves_nothing(cloud: Cloud) -> None:
+    net, server = await cloud.network(), new()
+    bare, theirs = await cloud.network(None), await cloud.network("10.2.0.0/24", "bob")
+    mine, busy = await cloud.made("port", network_id=net), await cloud.made("port", network_id=net)
+    foreign = await cloud.made("port", "bob", network_id=theirs)
+    no_ip = await cloud.made("port", network_id=net, fixed_ips=[])
+    await cloud.service.attach(one(new(), port=busy), *HOST)
+    used = (await cloud.port(mine) or {})["fixed_ips"][0]["ip_address"]
+    cases: list[tuple[type[Exception], OnePort]] = [
+        (NotFound, one(server, new())),
+        (NotFound, one(server, theirs)),
+        (NotFound, one(server, port=new())),
+        (NotFound, one(server, port=foreign)),
+        (Invalid, one(server, port=foreign, privileged=True)),
+        (Invalid, one(server, port=no_ip)),
+        (Invalid, one(server, bare)),
+        (Invalid, one(server, net, fixed_ip="10.9.0.1")),
+        (Conflict, one(server, net, fixed_ip=used)),
+        (Conflict, one(server, port=busy)),
+    ]
+    for error, request in cases:
+        with pytest.raises(error):
+            await cloud.service.attach(request, *HOST)
+    assert await cloud.service.vifs(server) == ()
+    vif = await cloud.service.attach(one(server, theirs, privileged=True), *HOST)
+    assert vif.network_id == theirs
+
+
+async def test_an_external_network_is_for_who_may_use_it(cloud: Cloud) -> None:
+    made = {"router:external": True, "name": "ext"}
+    net = await cloud.made("network", "admin", **made)
+    await cloud.made("subnet", "admin", network_id=net, cidr="10.8.0.0/24", ip_version=4)
+    with pytest.raises(Forbidden, match="external network"):
+        await cloud.service.attach(one(new(), net), *HOST)
+    assert (await cloud.service.attach(one(new(), net, external=True), *HOST)).network_id == net
+
+
+async def test_no_network_to_choose_and_several(cloud: Cloud) -> None:
+    with pytest.raises(Invalid, match="none are available"):
+        await cloud.service.attach(one(new()), *HOST)
+    for cidr in ("10.1.0.0/24", "10.2.0.0/24"):
+        await cloud.network(cidr)
+    with pytest.raises(Invalid, match="Multiple possible networks"):
+        await cloud.service.attach(one(new()), *HOST)
+
+
+async def test_the_last_address_is_given_away_once(cloud: Cloud) -> None:
+    net, server = await cloud.network("10.1.0.0/29"), new()
+    found = await asyncio.gather(
+        *(cloud.service.attach(one(server, net), *HOST) for _ in range(8)), return_exceptions=True
+    )
+    refused = [each for each in found if isinstance(each, BaseException)]
+    assert refused and all(isinstance(each, Invalid) for each in refused), refused
+    got = [each.fixed_ips[0].address for each in found if isinstance(each, Vif)]
+    assert len(set(got)) == len(got) == len(await cloud.service.vifs(server)) == 8 - len(refused)
+
+
+async def test_addresses_are_added_and_removed(cloud: Cloud) -> None:
+    net, server = await cloud.network("10.1.0.0/29"), new()
+    (before,) = await cloud.boot(server, on(net))
+    await cloud.service.add_fixed_ip(server, net)
+    (vif,) = await cloud.service.vifs(server)
+    assert vif.fixed_ips[0] == before.fixed_ips[0] and len(vif.fixed_ips) == 2
+    await cloud.service.remove_fixed_ip(server, before.fixed_ips[0].address)
+    (vif,) = await cloud.service.vifs(server)
+    assert before.fixed_ips[0].address not in {ip.address for ip in vif.fixed_ips} and len(vif.fixed_ips) == 1
+    with pytest.raises(NotFound):
+        await cloud.service.remove_fixed_ip(server, before.fixed_ips[0].address)
+    for nothing in (await cloud.network("10.2.0.0/24"), new()):
+        with pytest.raises(NotFound):
+            await cloud.service.add_fixed_ip(server, nothing)
+    with pytest.raises(Invalid, match="Zero fixed ips"):
+        for _ in range(8):
+            await cloud.service.add_fixed_ip(server, net)

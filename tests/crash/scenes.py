@@ -13,9 +13,10 @@ from kilonova.operations.create_steps import CREATE
 from kilonova.operations.delete import DELETE
 from kilonova.operations.reboot import REBOOT
 from kilonova.operations.requests import CreateServer
+from kilonova.operations.resume_guest import RESUME_GUEST, resume_guests
 from kilonova.operations.start import START
 from kilonova.operations.stop import STOP
-from kilonova.testing.embedded import member, settled
+from kilonova.testing.embedded import fake_driver, member, server, settled
 
 
 async def boot(cloud: EmbeddedCloud, name: str = "s") -> str:
@@ -38,6 +39,12 @@ async def _stopped(cloud: EmbeddedCloud) -> str:
     uuid = await _active(cloud)
     await stop.submit(cloud.cloud, member(cloud), uuid)
     assert (await settled(cloud, uuid)).vm_state == Vm.STOPPED
+    return uuid
+
+
+async def _after_a_boot(cloud: EmbeddedCloud) -> str:
+    uuid = await _active(cloud)
+    fake_driver(cloud).guest_file.lose_power()
     return uuid
 
 
@@ -65,6 +72,11 @@ async def _reboot(cloud: EmbeddedCloud, uuid: str) -> str:
     return uuid
 
 
+async def _resume_guest(cloud: EmbeddedCloud, uuid: str) -> str:
+    assert await resume_guests(cloud.cloud, (await server(cloud, uuid)).host or "") == 1
+    return uuid
+
+
 @dataclass(frozen=True)
 class Scene:
     """``vm`` and ``power`` are those after a success; None: the server is gone."""
@@ -83,6 +95,7 @@ SCENES = {
     "delete": Scene(DELETE, _active, _delete, Vm.DELETED, None, Vm.DELETED),
     "stop": Scene(STOP, _active, _stop, Vm.STOPPED, Power.SHUTDOWN, Vm.ACTIVE),
     "start": Scene(START, _stopped, _start, Vm.ACTIVE, Power.RUNNING, Vm.STOPPED),
+    "resume_guest": Scene(RESUME_GUEST, _after_a_boot, _resume_guest, Vm.ACTIVE, Power.RUNNING, Vm.ERROR),
     "reboot": Scene(REBOOT, _active, _reboot, Vm.ACTIVE, Power.RUNNING, Vm.ACTIVE),
 }
 

@@ -17,6 +17,7 @@ from kilonova.journal import attention
 from kilonova.model.states import Power, Task, Vm
 from kilonova.operations import delete, power, reboot, start, stop
 from kilonova.testing.embedded import fake_driver, kill, leaks, member, server, settled
+from kilonova.testing.simulated_hosts import first_host
 from tests.crash.broken import Gate, UndoGate, failing, last_fails
 from tests.crash.conftest import Stage
 from tests.crash.scenes import SCENES, UNDOS, boot
@@ -235,8 +236,14 @@ async def test_of_ten_conflicting_actions_exactly_one_wins(staged: EmbeddedCloud
         await stop.submit(staged.cloud, member(staged), uuid)
         return "stop"
 
+    gates = [
+        Gate(staged, "reboot", "reboot"),
+        Gate(staged, "stop", "shut_down"),
+    ]
     asked = [soft_reboot, shut_down] * 5
     results = await asyncio.gather(*(ask(uuid) for ask in asked), return_exceptions=True)
+    for gate in gates:
+        gate.open()
     won = [each for each in results if isinstance(each, str)]
     assert len(won) == 1
     assert all(isinstance(each, Conflict) for each in results if not isinstance(each, str))
@@ -261,7 +268,7 @@ async def test_two_reconcilers_and_a_user_want_the_same_stop(staged: EmbeddedClo
 
     async def look() -> None:
         assert staged.agent is not None
-        await power.observed(staged.cloud, await staged.agent.observe(uuid))
+        await power.observed(staged.cloud, await staged.agent.observe(uuid), first_host(staged).name)
 
     async def ask() -> None:
         await stop.submit(staged.cloud, member(staged), uuid)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from kilonova.app import EmbeddedCloud
 from kilonova.db import instances
 from kilonova.db.tables.journal import action_events, actions
 from kilonova.db.tables.network import ports
+from kilonova.model.volume import Attachment
 from kilonova.testing.embedded import fake_driver, leaks
 from kilonova.vif.null import NullPlugger
 
@@ -21,6 +22,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     power_state: int = 0
     place: tuple[str | None, str | None, str | None] = (None, None, None)  # host, node, zone
     vifs: frozenset[str] = frozenset()
+    volumes: tuple[Attachment, ...] = ()
+    disks: tuple[Attachment, ...] = ()  # the volumes that the guest has
     claims: dict[str, dict[str, int]] = {}
     bindings: dict[str, tuple[str, str]] = {}  # port -> host, status
     guest: int | None = None
@@ -43,6 +46,7 @@ async def world(cloud: EmbeddedCloud, uuid: str) -> World:
         "claims": await cloud.placement.held(uuid),
         "bindings": bound,
         "guest": fake_driver(cloud).guest_file.state(uuid),
+        "disks": fake_driver(cloud).guest_file.volumes(uuid),
         "plugged": frozenset(cloud.host.plugger.plugged()),
     }
     if server is None:
@@ -53,6 +57,7 @@ async def world(cloud: EmbeddedCloud, uuid: str) -> World:
         power_state=server.power_state,
         place=(server.host, server.node, server.availability_zone),
         vifs=frozenset(vif.port_id for vif in server.vifs),
+        volumes=server.volumes,
         deleted=server.deleted_at is not None,
         **rest,  # type: ignore[arg-type]
     )
@@ -64,8 +69,9 @@ def but(before: World, **changes: object) -> World:
 
 
 async def log_of(cloud: EmbeddedCloud, uuid: str, action: str) -> list[tuple[str, str, int, str]]:
-    """(step, phase, round, result) of the newest such action, the oldest first."""
-    newest = select(actions.c.id).where(actions.c.instance_uuid == uuid, actions.c.action == action)
+    """(step, phase, round, result) of the newest such action or operation, the oldest first."""
+    named = or_(actions.c.action == action, actions.c.operation == action)
+    newest = select(actions.c.id).where(actions.c.instance_uuid == uuid, named)
     newest = newest.order_by(actions.c.id.desc()).limit(1)
     events = (
         select(action_events.c.step, action_events.c.phase, action_events.c.round, action_events.c.result)

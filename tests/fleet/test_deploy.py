@@ -19,9 +19,11 @@ import pytest
 
 from kilonova.cli.agent import Replaced
 from kilonova.cli.main import main
+from kilonova.db.schema import REVISION
 from kilonova.settings import GROUPS, PORTS, read_options
-from kilonova.testing.bus import free_port, when
-from tests.api.served import free_offset
+from kilonova.testing.bus import when
+from kilonova.testing.fleet.fleet import APART
+from kilonova.testing.ports import free_offset, free_port
 from tests.conftest import opened
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +114,8 @@ class Machines:
     def __init__(self, directory: Path, conninfo: str) -> None:
         self.directory, self.etc = directory, directory / "etc"
         self.nats = free_port()
-        self.offset = free_offset()  # of what clients see; the controllers' come after it
+        # That of what clients see; the controllers' come after it.
+        self.offset = free_offset(APART * number for number in range(3))
         self.conninfo = conninfo
         self.processes: list[subprocess.Popen[bytes]] = []
         (self.etc / "kilonova").mkdir(parents=True)
@@ -135,7 +138,7 @@ class Machines:
         text = re.sub(r"bind :(\d+)", lambda found: f"bind 127.0.0.1:{int(found[1]) + self.offset}", text)
         return re.sub(
             r"192\.0\.2\.1([12]):(\d+)",
-            lambda found: f"127.0.0.1:{int(found[2]) + self.offset + int(found[1])}",
+            lambda found: f"127.0.0.1:{int(found[2]) + self.offset + APART * int(found[1])}",
             text,
         )
 
@@ -232,7 +235,7 @@ async def machines(request: pytest.FixtureRequest, bare: Machines, tmp_path: Pat
     shutil.copy(tmp_path / "root/cloud1/controller.nk", bare.etc / "kilonova")
     (upgrade,) = commands("runuser -u kilonova -- kilonova db upgrade")
     assert "schema:" in bare.run(upgrade.split("-- ")[1])
-    assert "0001" in bare.run(*commands("kilonova db version"))
+    assert REVISION in bare.run(*commands("kilonova db version"))
     bare.install("haproxy.cfg", "haproxy/haproxy.cfg")
     for line in commands("cat /root/server.pem"):
         bare.run(line)
@@ -245,7 +248,7 @@ async def controller(machines: Machines, number: int) -> subprocess.Popen[bytes]
     state = machines.directory / "var" / ("controller" if number == 1 else f"controller{number}")
     command = [str(BIN / "kilonova"), "controller", "--state-dir", str(state), "--listen", "127.0.0.1"]
     command += ["--config-file", str(machines.etc / "kilonova/controller.conf")]
-    offset = str(machines.offset + number)
+    offset = str(machines.offset + APART * number)
     return await machines.start(f"cloud{number}", *command, "--port-offset", offset, ready="ready: https://")
 
 

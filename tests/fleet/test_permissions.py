@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from kilonova.cli.main import main
 from kilonova.settings import read_options
-from kilonova.testing.bus import NatsServer, when
+from kilonova.testing.bus import NatsServer, settled, when
 
 
 class Deployment:
@@ -93,7 +93,7 @@ class Box:
 async def listening(client: Client, subject: str, queue: str = "") -> Box:
     box = Box()
     await client.subscribe(subject, queue=queue, cb=box.take)
-    await client.flush()
+    await settled(client)
     return box
 
 

@@ -3,168 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import update
 
-from kilonova.agent.agent import Agent
-from kilonova.agent.ledger import Ledger
-from kilonova.app import EmbeddedCloud
-from kilonova.cell_parts import CellParts
 from kilonova.clock import SECOND
 from kilonova.db import cell_mappings, flavors, hosts, instance_mappings, instances, quotas
-from kilonova.db.cell_mappings import CellMapping
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.db.instance_mappings import GONE, MADE, PENDING
-from kilonova.db.schema import bring_up
-from kilonova.db.sqlite import SqliteDatabase
 from kilonova.db.tables.cells import instance_mappings as table
 from kilonova.errors import Conflict, HostFault, OverQuota, Unreachable
 from kilonova.model.flavor import Flavor
-from kilonova.model.host import Inventory
-from kilonova.model.instance import Instance
-from kilonova.model.port import Vif
-from kilonova.operations import create, create_in_cell, delete, power, reconcile_mappings, stop
-from kilonova.operations.cells import Cells
-from kilonova.operations.cloud import Cloud
+from kilonova.operations import (
+    attach_interface,
+    create,
+    create_in_cell,
+    delete,
+    detach_interface,
+    reconcile_mappings,
+    stop,
+)
+from kilonova.operations.attach_interface import AttachParams
 from kilonova.operations.requests import CreateServer
 from kilonova.registration import register
-from kilonova.rpc.local import LocalHosts
-from kilonova.testing.embedded import audits, embedded, member
-from kilonova.vif.null import NullPlugger
-from kilonova.virt.fake.driver import FakeDriver
+from kilonova.testing.embedded import audits, member
+from tests.operations.second_cell import CELL, Two, two
 
-CELL = "ce110000-0000-4000-8000-000000000001"
-
-
-class LocalBus:
-    """The hosts of a cell, in this process."""
-
-    def __init__(self) -> None:
-        self.hosts = LocalHosts()
-        self.cloud: Cloud | None = None
-        self.closed = False
-
-    async def serve(self, cloud: Cloud) -> None:
-        self.cloud = cloud
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-@dataclass
-class Two:
-    """A cloud whose host ``h1`` is in the first cell, and a second cell with the host ``far``."""
-
-    whole: EmbeddedCloud
-    parts: CellParts
-    bus: LocalBus
-    driver: FakeDriver
-
-    @property
-    def cells(self) -> Cells:
-        assert self.parts.cells is not None
-        return self.parts.cells
-
-    @property
-    def first(self) -> Cloud:
-        return self.whole.cloud
-
-    @property
-    def second(self) -> Cloud:
-        return self.cells.cloud(CELL)
-
-    async def boot(self, **more: Any) -> list[Instance]:
-        request = CreateServer(name="s", flavor_id="42", image_id=self.whole.example_image, **more)
-        return await create.submit(self.first, member(self.whole), request)
-
-    async def settled(self, cloud: Cloud, uuid: str) -> Instance:
-        async with asyncio.timeout(20):
-            while True:
-                found = await cloud.db.read(
-                    lambda tx: (cloud.journal.is_busy(tx, uuid), instances.show_any(tx, uuid))
-                )
-                if not found[0] and found[1] is not None:
-                    return found[1]
-                await asyncio.sleep(0.005)
-
-    async def made(self, **more: Any) -> Instance:
-        """One server in the second cell, active."""
-        (server,) = (
-            await self.boot(requested_host="far", **more) if False else await self.boot(host="far", **more)
-        )
-        return await self.settled(self.second, server.uuid)
-
-    async def mapping(self, uuid: str) -> instance_mappings.InstanceMapping | None:
-        return await self.first.db.read(lambda tx: instance_mappings.show(tx, uuid))
-
-    async def used(self) -> dict[str, int]:
-        project = member(self.whole).project_id
-        assert project is not None
-        return await self.first.db.read(lambda tx: quotas.usage(tx, project))
-
-
-@asynccontextmanager
-async def _host(two: Two, path: Path, memory_mb: int) -> AsyncIterator[None]:
-    async def plugged(vif: Vif) -> None:
-        await two.whole.network.port_up(vif.port_id, "far")
-
-    path.mkdir()
-    capacity = {
-        "VCPU": Inventory(total=1000),
-        "MEMORY_MB": Inventory(total=memory_mb),
-        "DISK_GB": Inventory(total=10_000),
-    }
-    two.driver = FakeDriver("far", two.whole.cloud.new_uuid(), path, two.whole.clock, capacity)
-    agent = Agent(
-        two.driver,
-        NullPlugger(plugged),
-        two.whole.image,
-        Ledger(path / "ledger.db", two.whole.clock),
-        two.whole.clock,
-        lambda report: power.observed(two.second, report),
-    )
-    await register(two.second, await agent.start_up())
-    two.bus.hosts.add("far", agent)
-    yield
-    await agent.shut_down_agent()
-
-
-@pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[Two]:
-    options: dict[str, Any] = {
-        "DEFAULT": {"host": "h1"},
-        "fake": {"vcpus": 100, "memory_mb": 10_000, "disk_gb": 1000},
-        "api": {"cell_timeout": 5.0},
-    }
-    async with embedded(tmp_path / "state", **options) as whole:
-        path = tmp_path / "second.db"
-        db = SqliteDatabase(path, whole.clock)
-        await bring_up(db)
-        await db.close()
-        mapping = CellMapping(
-            uuid=CELL, name="second", database_connection=f"sqlite://{path}", transport_url="", created_at=1
-        )
-        await whole.db.write(lambda tx: cell_mappings.insert(tx, mapping))
-        bus = LocalBus()
-
-        async def open_bus(mapping: CellMapping) -> LocalBus:
-            return bus
-
-        parts = CellParts(whole, open_bus)
-        await parts.start()
-        made = Two(whole, parts, bus, None)  # type: ignore[arg-type]
-        try:
-            async with _host(made, tmp_path / "far", 20_000):
-                yield made
-        finally:
-            await parts.stop()
+__all__ = ["two"]
 
 
 @pytest.mark.capability("API-125")
@@ -180,6 +47,23 @@ async def test_a_server_is_made_in_the_cell_with_the_best_host_and_stays_there(t
     assert mapping.flavor == active.flavor
     assert await two.first.of_server(server.uuid) is two.second
     assert await two.used() == {"instances": 1, "cores": 1, "ram": active.flavor.memory_mb}
+    assert await audits(two.whole) == []
+
+
+@pytest.mark.capability("MG-DEV-7", "MG-DEV-8")
+async def test_an_interface_comes_to_a_server_in_its_cell_and_goes(two: Two) -> None:
+    """The network is that of all cells, the guest and its row are in this one."""
+    (made,) = await two.boot(host="far")
+    (vif,) = (await two.settled(two.second, made.uuid)).vifs
+    params = AttachParams(port_id=two.first.new_uuid(), network_id=vif.network_id)
+    await attach_interface.submit(two.second, member(two.whole), made.uuid, params)
+    found = await two.settled(two.second, made.uuid)
+    assert {each.port_id for each in found.vifs} == {vif.port_id, params.port_id}, found.fault
+    assert two.driver.guest_file.macs(made.uuid) == tuple(each.mac for each in found.vifs)
+    await detach_interface.submit(two.second, member(two.whole), made.uuid, params.port_id)
+    found = await two.settled(two.second, made.uuid)
+    assert found.vifs == (vif,), found.fault
+    assert two.driver.guest_file.macs(made.uuid) == (vif.mac,)
     assert await audits(two.whole) == []
 
 
@@ -277,9 +161,7 @@ async def test_a_deletion_gives_everything_back_once(two: Two) -> None:
     assert mapping.queued_for_delete
     gone = await two.settled(two.second, server.uuid)
     assert gone.vm_state == "deleted"
-    mapping = await two.mapping(server.uuid)
-    assert mapping is not None
-    assert mapping.state == GONE
+    assert await _is_gone(two, server.uuid)
     assert await two.used() == {"instances": 0, "cores": 0, "ram": 0}
     assert await two.whole.placement.held(server.uuid) == {}
     assert two.driver.guest_file.everything() == {}

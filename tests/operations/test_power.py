@@ -16,6 +16,7 @@ from kilonova.db.engine import Database
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import Unreachable
+from kilonova.host_parts import agent_options
 from kilonova.journal import actions, attention
 from kilonova.journal.model import ActionRow
 from kilonova.model.instance import Instance
@@ -25,7 +26,7 @@ from kilonova.operations.cloud import Cloud
 from kilonova.operations.stop import StopParams
 from kilonova.rpc.messages import Command, Observed
 from kilonova.testing.clock import VirtualClock
-from kilonova.testing.embedded import embedded, fake_driver, member, server, settled
+from kilonova.testing.embedded import embedded, fake_driver, member, server, settings_for, settled
 from tests.api.compute import parts
 from tests.crash.scenes import boot
 
@@ -72,7 +73,7 @@ async def test_the_table(idle: Cloud, vm_state: str) -> None:
     assert set(POWER_NAMES) == {0, 1, 3, 4, 6, 7}
     for state in POWER_NAMES:
         made = await parts.server(idle, "p1", vm_state=vm_state, power_state=99)
-        await power.observed(idle, seen(made.uuid, state))
+        await power.observed(idle, seen(made.uuid, state), parts.HOST)
         now = await found(idle, made.uuid)
         assert (now.power_state, now.power_generation) == (state, 10)  # in every case
         assert now.vm_state == vm_state
@@ -84,7 +85,7 @@ async def test_the_table(idle: Cloud, vm_state: str) -> None:
 @pytest.mark.capability("API-16")
 async def test_a_stop_by_power_is_an_action_of_the_owner(idle: Cloud) -> None:
     made = await parts.server(idle, "p1", progress=50)
-    await power.observed(idle, seen(made.uuid, Power.SHUTDOWN))
+    await power.observed(idle, seen(made.uuid, Power.SHUTDOWN), parts.HOST)
     (action,) = await submitted(idle, made.uuid)
     assert (action.action, action.user_id, action.project_id) == ("stop", made.user_id, "p1")
     assert action.request_id.startswith("req-")
@@ -94,7 +95,7 @@ async def test_a_stop_by_power_is_an_action_of_the_owner(idle: Cloud) -> None:
 
 async def test_a_busy_server_is_left_alone(idle: Cloud) -> None:
     made = await parts.server(idle, "p1", task_state=Task.REBOOTING)
-    await power.observed(idle, seen(made.uuid, Power.SHUTDOWN))
+    await power.observed(idle, seen(made.uuid, Power.SHUTDOWN), parts.HOST)
     now = await found(idle, made.uuid)
     assert (now.power_state, now.task_state) == (Power.SHUTDOWN, Task.REBOOTING)
     assert await submitted(idle, made.uuid) == []
@@ -102,20 +103,20 @@ async def test_a_busy_server_is_left_alone(idle: Cloud) -> None:
 
 async def test_a_report_that_was_overtaken_changes_nothing(idle: Cloud) -> None:
     made = await parts.server(idle, "p1")
-    await power.observed(idle, seen(made.uuid, Power.RUNNING, 20))
+    await power.observed(idle, seen(made.uuid, Power.RUNNING, 20), parts.HOST)
     before = await found(idle, made.uuid)
     for generation in (19, 20):
-        await power.observed(idle, seen(made.uuid, Power.SHUTDOWN, generation))
+        await power.observed(idle, seen(made.uuid, Power.SHUTDOWN, generation), parts.HOST)
         assert await found(idle, made.uuid) == before
 
 
 @pytest.mark.capability("MG-LCE-6")
 async def test_guests_of_nobody_are_ignored(idle: Cloud) -> None:
-    await power.observed(idle, seen("00000000-0000-4000-8000-000000000001", Power.SHUTDOWN))
+    await power.observed(idle, seen("00000000-0000-4000-8000-000000000001", Power.SHUTDOWN), parts.HOST)
     made = await parts.server(idle, "p1")
     await idle.db.write(lambda tx: instances.mark_deleted(tx, made.uuid, 1))
     before = await found(idle, made.uuid)
-    await power.observed(idle, seen(made.uuid, Power.RUNNING))
+    await power.observed(idle, seen(made.uuid, Power.RUNNING), parts.HOST)
     assert await found(idle, made.uuid) == before
     assert await idle.db.read(attention.open_actions) == []
 
@@ -177,7 +178,8 @@ async def test_a_guest_that_dies_as_its_server_becomes_active_is_noticed(
     async def resume_and_die(command: Command, uuid: str) -> Observed:
         observed = await resume(command, uuid)
         fake_driver(cloud).turn_off(uuid)
-        await power.observed(cloud.cloud, await agent.observe(uuid))  # told before the step is committed
+        host = (await server(cloud, uuid)).host or ""
+        await power.observed(cloud.cloud, await agent.observe(uuid), host)  # before the step is committed
         return observed
 
     monkeypatch.setattr(agent, "resume", resume_and_die)
@@ -241,3 +243,36 @@ async def test_a_host_that_was_off_has_its_servers_stopped(tmp_path: Path) -> No
     async with embedded(tmp_path / "state", DEFAULT={"host": "h1"}) as cloud:
         await becomes(cloud, uuid, Vm.STOPPED, Power.SHUTDOWN)
         assert (await server(cloud, gone)).vm_state == Vm.ACTIVE
+
+
+@pytest.mark.capability("MG-LCE-5")
+async def test_without_events_guests_that_went_off_are_found_by_looking(tmp_path: Path) -> None:
+    options: dict[str, dict[str, object]] = {
+        "DEFAULT": {"host": "h1"},
+        "workarounds": {"handle_virt_lifecycle_events": False},
+    }
+    async with embedded(tmp_path / "state", **options) as cloud:
+        uuid = await active(cloud)
+        fake_driver(cloud).turn_off(uuid)
+        await asyncio.sleep(0.1)
+        found = await server(cloud, uuid)
+        assert (found.vm_state, found.power_state) == (Vm.ACTIVE, Power.RUNNING)
+        await power.synchronise(cloud.cloud, "h1")
+        await becomes(cloud, uuid, Vm.STOPPED, Power.SHUTDOWN)
+
+
+@pytest.mark.capability("MG-LCE-5")
+@pytest.mark.parametrize(
+    ("heard", "interval", "warned"),
+    [(True, 600, False), (True, -1, False), (False, 600, False), (False, 0, False), (False, -1, True)],
+)
+def test_who_neither_hears_nor_looks_is_warned(
+    tmp_path: Path, heard: bool, interval: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for(
+        tmp_path,
+        DEFAULT={"sync_power_state_interval": interval},
+        workarounds={"handle_virt_lifecycle_events": heard},
+    )
+    assert agent_options(settings).hears_events is heard
+    assert ("nobody notices" in capsys.readouterr().out) is warned

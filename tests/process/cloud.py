@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.http import Client
 from kilonova.testing import audit
-from tests.api.served import free_offset
+from kilonova.testing.ports import free_offset
 
 PATIENCE = 120.0  # seconds for anything, on a busy machine
 KILONOVA = str(Path(sys.executable).with_name("kilonova"))

@@ -17,8 +17,10 @@ from tests.process.conftest import Make
 
 MANY = 50
 SLOW = "[fake]\ndelay = 0.05\n"
-SLOWER = "[fake]\ndelay = 0.25\n"  # a killer on a busy machine is late, too
+SLOWER = "[fake]\ndelay = 1\n"  # a killer on a busy machine is late, too
+STUCK = "[fake]\ndelay = 5\n"  # nothing ends before it is killed
 FAST = ""
+ROUNDS = 6  # a killer that came when all was done comes again
 
 
 def count(cloud: Cloud, least: int, state: int) -> bool:
@@ -67,6 +69,22 @@ def assert_sound(cloud: Cloud, load: Load) -> None:
     assert set(state.servers) == set(servers)
 
 
+def killed_while_it_boots(cloud: Cloud, load: Load, number: int, least: int, state: int) -> int:
+    """How many operations were open when it was killed, once so many more guests were in the state: it
+    has started again, and finished them."""
+    asked, there = len(load.accepted) + 7, sum(each == state for each in cloud.guests().values())
+
+    def reached() -> bool:
+        return len(load.accepted) >= asked and count(cloud, there + least, state)
+
+    asyncio.run(boots_until(cloud, load, reached, number, f"s{len(load.asked)}-"))
+    assert load.refused == []
+    left = mid_way(cloud)
+    cloud.start()
+    asyncio.run(assert_answers_kept(cloud, load))
+    return left
+
+
 @pytest.mark.capability("MG-INIT-9", "MG-INIT-21")
 def test_killed_in_the_middle_of_fifty_boots(make: Make) -> None:
     """Thrice, at other points: when half of the guests run, when the first are defined, and while requests
@@ -74,36 +92,53 @@ def test_killed_in_the_middle_of_fifty_boots(make: Make) -> None:
     cloud = make(SLOW)
     cloud.start()
     load = Load(cloud)
-    for index, (number, least, state) in enumerate(((MANY, MANY // 2, 1), (20, 3, 3), (20, 0, 0))):
-        asked, there = len(load.accepted) + 7, sum(each == state for each in cloud.guests().values())
-
-        def reached(asked: int = asked, least: int = there + least, state: int = state) -> bool:
-            return len(load.accepted) >= asked and count(cloud, least, state)
-
-        asyncio.run(boots_until(cloud, load, reached, number, f"s{index}-"))
-        assert load.refused == []
-        assert mid_way(cloud) >= 5
-        cloud.start()
-        asyncio.run(assert_answers_kept(cloud, load))
+    for number, least, state in ((MANY, MANY // 2, 1), (20, 3, 3), (20, 0, 0)):
+        tries = (killed_while_it_boots(cloud, load, number, least, state) for _ in range(ROUNDS))
+        assert any(left >= 5 for left in tries)
     assert_sound(cloud, load)
     assert len(load.accepted) > MANY
 
 
 def test_killed_again_and_again_while_it_recovers(make: Make) -> None:
-    cloud = make(SLOWER)
+    cloud = make(STUCK)
     cloud.start()
     load = Load(cloud)
     asyncio.run(boots_until(cloud, load, lambda: len(load.accepted) >= 25, 30))
     left = mid_way(cloud)
     assert left >= 15
+    cloud.configure(SLOWER)
     for _ in range(2):  # each time as soon as it has done something
         running = sum(state == 1 for state in cloud.guests().values())
         cloud.spawn()
         asyncio.run(when(lambda least=running + 2: count(cloud, least, 1)))  # type: ignore[misc]
         cloud.kill()
     assert 0 < mid_way(cloud) <= left
+    cloud.configure(FAST)
     cloud.start()
     assert_sound(cloud, load)
+
+
+def killed_while_it_deletes(cloud: Cloud, load: Load) -> int:
+    """How many operations were open when it was killed, as of fifty more servers fifteen were gone."""
+
+    async def boot_and_delete_until() -> None:
+        image = await cloud.image()
+        (await cloud.client()).close()
+        before = set(load.accepted)
+        await load.boots(MANY, image, prefix=f"s{len(load.asked)}-")
+        servers = await cloud.settled()
+        assert {servers[each]["status"] for each in load.accepted.keys() - before} == {"ACTIVE"}
+        there = len(cloud.guests())
+        deletes = asyncio.create_task(load.deletes(sorted(load.accepted.keys() - before)))
+        await when(lambda: len(cloud.guests()) <= there - 15)
+        await asyncio.to_thread(cloud.kill)
+        await deletes
+
+    asyncio.run(boot_and_delete_until())
+    assert load.deleted and load.refused == []
+    left = mid_way(cloud)
+    cloud.start()
+    return left
 
 
 @pytest.mark.capability("MG-INIT-12")
@@ -111,22 +146,7 @@ def test_killed_in_the_middle_of_fifty_deletes(make: Make) -> None:
     cloud = make(SLOW)
     cloud.start()
     load = Load(cloud)
-
-    async def boot_and_delete_until() -> None:
-        image = await cloud.image()
-        (await cloud.client()).close()
-        await load.boots(MANY, image)
-        servers = await cloud.settled()
-        assert [each["status"] for each in servers.values()] == ["ACTIVE"] * MANY
-        deletes = asyncio.create_task(load.deletes(sorted(load.accepted)))
-        await when(lambda: len(cloud.guests()) <= MANY - 15)
-        await asyncio.to_thread(cloud.kill)
-        await deletes
-
-    asyncio.run(boot_and_delete_until())
-    assert load.deleted and load.refused == []
-    assert mid_way(cloud) >= 2
-    cloud.start()
+    assert any(killed_while_it_deletes(cloud, load) >= 2 for _ in range(ROUNDS))
     assert_sound(cloud, load)
 
 
@@ -161,7 +181,7 @@ def test_killed_while_servers_stop_start_and_reboot(make: Make) -> None:
 
     asyncio.run(prepare())
     cloud.stop()
-    cloud.configure("[fake]\ndelay = 5\n")
+    cloud.configure(STUCK)
     cloud.start()
     asyncio.run(begin_and_kill())
     assert mid_way(cloud) == 16

@@ -19,6 +19,7 @@ from kilonova.clock import SystemClock
 from kilonova.errors import TryAgain
 from kilonova.model.port import Vif
 from kilonova.model.states import Power
+from kilonova.model.volume import Attachment, Connection
 from kilonova.rpc.messages import GuestSpec
 from kilonova.virt.libvirt.driver import LibvirtDriver
 from kilonova.virt.libvirt.options import LibvirtOptions
@@ -38,6 +39,7 @@ class Host:
     def __init__(self, instances: Path, **options: Any) -> None:
         assert os.environ.get("KILONOVA_SANDBOX"), "run this with tools/sandbox.sh"
         self.instances = instances
+        self.volumes = instances.parent / "volumes"
         self.compute_id = str(uuid.uuid4())
         self.images = Images()
         self.told: list[tuple[str, int]] = []
@@ -45,7 +47,9 @@ class Host:
         self.driver = self.new_driver()
 
     def new_driver(self) -> LibvirtDriver:
-        return LibvirtDriver(self.options, "here", self.compute_id, self.instances, SystemClock())
+        return LibvirtDriver(
+            self.options, "here", self.compute_id, self.instances, SystemClock(), self.volumes
+        )
 
     async def open(self) -> None:
         await self.driver.open(lambda guest_uuid, state: self.told.append((guest_uuid, state)))
@@ -117,6 +121,21 @@ async def opened(instances: Path, **options: Any) -> AsyncIterator[Host]:
         yield host
     finally:
         await host.close()
+
+
+def new_volume(directory: Path, device: str = "/dev/vdb", size: int = 1 << 20) -> Attachment:
+    """A volume of zeros, in a directory of volumes."""
+    directory.mkdir(mode=0o711, exist_ok=True)
+    path = directory / str(uuid.uuid4())
+    path.touch(mode=0o600)
+    os.truncate(path, size)
+    return Attachment(
+        id=str(uuid.uuid4()),
+        volume_id=path.name,
+        attachment_id=str(uuid.uuid4()),
+        device=device,
+        connection=Connection(kind="file", path=str(path)),
+    )
 
 
 def qemu_pid(spec: GuestSpec) -> int:

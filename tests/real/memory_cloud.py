@@ -167,6 +167,10 @@ class Source:
         self._check()
         return self._cloud.networks.get(network_id)
 
+    async def tell_peers(self, network_id: str, host: str) -> None:
+        self._check()
+        self._cloud.tell("network", network_id)
+
     async def port_up(self, port_id: str, host: str) -> None:
         self._check()
         await self._cloud.on_news("up", port_id)

@@ -51,13 +51,17 @@ class RealCloud:
     def __init__(self, directory: Path, options: str = "", port_offset: int = 0) -> None:
         self.state = directory / "state"
         self.config = directory / "nova.conf"
-        self.config.write_text(f"[libvirt]\nvirt_type = qemu\ntb_cache_size = 32\n{options}")
+        libvirt = "[libvirt]\nvirt_type = qemu\ntb_cache_size = 32\nstopped_event_delay = 1\n"
+        self.config.write_text(f"{libvirt}{options}")
         self.output = directory / "output"
         self.bridge = "br-int"
         self._offset = port_offset
         self.process: subprocess.Popen[bytes] | None = None
+        self._others: list[str] | None = None  # domains of clouds that were here before
 
     def start(self) -> None:
+        if self._others is None:
+            self._others = domains()
         command = [sys.executable, "-m", "kilonova.cli", "up", "--state-dir", str(self.state)]
         command += ["--config-file", str(self.config), "--port-offset", str(self._offset)]
         with self.output.open("ab") as output:
@@ -154,13 +158,12 @@ class RealCloud:
 
     def remains(self) -> dict[str, list[str]]:
         """Everything that guests and networks have on this host: empty when nothing is left."""
-        domains = lines("virsh", "-q", "-c", "qemu:///system", "list", "--all", "--name")
         bridge = lines("ovs-vsctl", "--timeout=10", "list-ports", self.bridge)
         links = [line.split(": ")[1] for line in lines("ip", "-o", "link")]
         taps = [link for link in links if link.startswith("tap")]
         files = [path.name for path in (self.state / "instances").iterdir() if path.name[:1] != "_"]
         found = {
-            "domains": domains,
+            "domains": [name for name in domains() if name not in (self._others or [])],
             "switch ports": bridge,
             "taps": taps,
             "instance files": files,
@@ -174,6 +177,11 @@ class RealCloud:
 def lines(*command: str) -> list[str]:
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def domains() -> list[str]:
+    """All that libvirt has, also those that are off."""
+    return lines("virsh", "-q", "-c", "qemu:///system", "list", "--all", "--name")
 
 
 def running(program: str) -> list[str]:

@@ -9,7 +9,7 @@ import socket
 import msgspec
 import pytest
 
-from kilonova.l2agent.network import server_mac
+from kilonova.l2agent.flows import server_mac
 from kilonova.model.wiring import DhcpHost, DhcpSubnet
 from tests.real.dhcp_client import ask_dhcp
 from tests.real.frames import ALL_NODES, BROADCAST, icmp6_frame, udp_frame

@@ -7,7 +7,6 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -33,7 +32,7 @@ from tests.real.frames import tcp_frame
 from tests.real.guests import Guest, eventually, tap_wire
 from tests.real.l2lab import BRIDGE, PREFIX, Lab
 from tests.unit.metadata.servers import server
-from tests.unit.network.conftest import ALICE, BOB, Cloud
+from tests.unit.network.conftest import ALICE, BOB, Cloud, OneCell
 from tests.unit.network.test_wiring import add, group, rule
 
 pytestmark = pytest.mark.real
@@ -52,7 +51,7 @@ class Host:
         options: dict[str, dict[str, object]] = {
             "DEFAULT": {"dhcp_domain": "novalocal", "default_availability_zone": "nova"}
         }
-        known: Any = SimpleNamespace(db=database)  # all that a desk needs to tell of guests
+        known: Any = OneCell(database)
         desks = Desks().serve(known, known, self.cloud.service)
         metadata = GuestMetadata(desks.desk("here"), Settings(state_dir=directory, options=options))
         self.lab.agent = self.lab.new_agent(self.cloud.service, serve=metadata.serve)

@@ -123,6 +123,29 @@ async def test_plugging_again_does_not_isolate_a_wired_port(switch: Switch, plug
     await plugger.unplug(vif, INSTANCE, "i")  # what is not there is no error
 
 
+@pytest.mark.capability("OVS-11")
+async def test_a_port_of_before_the_host_was_booted_is_isolated_before_its_tap_is_there(
+    switch: Switch, plugger: OsVifPlugger
+) -> None:
+    """The switch's database outlives a boot: the port is still in its VLAN, and its device is not there."""
+    vif = new_vif()
+    await plugger.plug(vif, INSTANCE, "i")
+    await shows(switch, vif)
+    await switch.wire([(seen(switch, vif), 7, 1)])
+    await kill_daemon("ovs-vswitchd")
+    subprocess.run(["ip", "link", "del", vif.devname], check=True)
+    start_vswitchd()
+    await eventually(lambda: seen(switch, vif).ofport is None)
+    assert seen(switch, vif).is_access(7)
+    history: list[SwitchPort] = []
+    changed, switch._on_change = switch._on_change, lambda names: history.append(seen(switch, vif))
+    await plugger.plug(vif, INSTANCE, "i")
+    await eventually(lambda: seen(switch, vif).ofport is not None)
+    switch._on_change = changed
+    assert history and all(port.is_dead for port in history if port.ofport is not None)
+    await plugger.unplug(vif, INSTANCE, "i")
+
+
 @pytest.mark.capability("OVS-7", "OVS-11")
 async def test_two_unwired_guests_reach_neither_each_other_nor_a_wired_one(
     switch: Switch, plugger: OsVifPlugger

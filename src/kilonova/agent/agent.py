@@ -10,18 +10,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from kilonova.agent.actor import Actor
 from kilonova.agent.ledger import Generations, Ledger
-from kilonova.clock import SECOND, Clock
+from kilonova.agent.mover import HostMover
+from kilonova.agent.snapshots import ImageStore, Snapshots
+from kilonova.agent.transfer import LOCAL, TransferOptions
+from kilonova.clock import SECOND, Clock, set_within
 from kilonova.errors import Conflict, HostFault, KilonovaError, NotFound
 from kilonova.model.host import HostReport
 from kilonova.model.port import Vif
 from kilonova.model.states import Power
+from kilonova.model.volume import Attachment
 from kilonova.rpc.messages import Command, Diagnostics, GuestSpec, Observed
+from kilonova.rpc.moves import Progress
 from kilonova.vif.plugger import VifPlugger
-from kilonova.virt.driver import Driver, ImageSource
+from kilonova.virt.driver import Driver
 
 log = structlog.get_logger("kilonova.agent")
 
@@ -31,6 +37,19 @@ CONSOLE_LIMIT = 256 * 1024
 RETRY_SHUTDOWN = 10.0  # seconds between presses of the power button; Nova's shutdown_retry_interval
 
 Report = Callable[[Observed], Awaitable[None]]
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``max_concurrent_builds`` 0: any number.  Without ``hears_events`` what guests do by themselves is
+    found by looking only.  ``live_plug_tries``: how often a port of a guest that comes live is plugged."""
+
+    max_concurrent_builds: int = 10
+    hears_events: bool = True
+    live_plug_tries: int = 30
+    transfer: TransferOptions = LOCAL
+
+
+_DEFAULTS = AgentOptions()
 
 
 @dataclass
@@ -48,12 +67,11 @@ class Agent:
         self,
         driver: Driver,
         plugger: VifPlugger,
-        images: ImageSource,
+        images: ImageStore,
         ledger: Ledger,
         clock: Clock,
         report: Report,
-        *,
-        max_concurrent_builds: int = 10,
+        options: AgentOptions = _DEFAULTS,
     ) -> None:
         self.driver = driver
         self._plugger = plugger
@@ -61,20 +79,30 @@ class Agent:
         self._ledger = ledger
         self._clock = clock
         self._report = report
-        self._builds = asyncio.Semaphore(max_concurrent_builds or 1_000_000)
+        self._builds = asyncio.Semaphore(options.max_concurrent_builds or 1_000_000)
         self._generations = Generations(clock, ledger)
         self._actors: dict[str, Actor] = {}
         self._quiet: dict[str, _Quiet] = {}  # guests whose power changes are our own doing
         self._reports: set[asyncio.Task[None]] = set()
         self._off: dict[str, asyncio.Event] = {}
+        self._hears_events = options.hears_events
+        self._stopping: dict[str, asyncio.Task[None]] = {}  # guests that went off, and may be starting again
+        self._snapshots = Snapshots(driver, images)
+        self.mover = HostMover(
+            driver, plugger, self, images, options.transfer, clock, options.live_plug_tries
+        )
 
     async def start_up(self, look: Callable[[], Awaitable[HostReport]] | None = None) -> HostReport:
-        """Connect to the hypervisor, adopt its guests and say what the host has: what ``look`` finds, by
-        default just what the driver tells."""
+        """Connect to the hypervisor and say what the host has: what ``look`` finds, by default just what the
+        driver tells.  When that was heard, `tell_of_guests` is to follow."""
         await self.driver.open(self._power_event)
-        guests = await self.driver.guests()
-        await asyncio.gather(*(self._report(self._observed(uuid, state)) for uuid, state in guests.items()))
         return await (look or self.driver.report)()
+
+    async def tell_of_guests(self) -> None:
+        """Report what the guests do that were found in the hypervisor: who hears it knows of the host, and
+        whether it was booted, already."""
+        seen, _ = await self.survey()
+        await asyncio.gather(*(self._report(each) for each in seen))
 
     async def survey(self) -> tuple[tuple[Observed, ...], int]:
         """What all guests do, and a generation: whoever is not among them was not there at that."""
@@ -87,7 +115,10 @@ class Agent:
 
     async def shut_down_agent(self) -> None:
         """Let go of the hypervisor; guests run on."""
-        await asyncio.gather(*self._reports, return_exceptions=True)
+        for task in self._stopping.values():
+            task.cancel()
+        await asyncio.gather(*self._reports, *self._stopping.values(), return_exceptions=True)
+        await self.mover.transfers.shut_down()
         await self.driver.close()
         self._ledger.close()
 
@@ -98,37 +129,37 @@ class Agent:
             async with self._builds:
                 await self.driver.prepare(guest, self._images)
 
-        await self._actor(guest.uuid, verb)
+        await self.in_turn(guest.uuid, verb)
 
     async def plug(self, command: Command, guest: GuestSpec) -> None:
         async def verb() -> None:
             for vif in guest.vifs:
                 await self._plugger.plug(vif, guest.uuid, guest.name)
 
-        await self._actor(guest.uuid, verb)
+        await self.in_turn(guest.uuid, verb)
 
     async def start(self, command: Command, guest: GuestSpec, *, paused: bool) -> Observed:
         async def verb() -> Observed:
             await self.driver.start(guest, paused=paused)
-            return await self._look(guest.uuid)
+            return await self.look(guest.uuid)
 
-        return await self._quietly(guest.uuid, verb)
+        return await self.quietly(guest.uuid, verb)
 
     async def resume(self, command: Command, uuid: str) -> Observed:
         async def verb() -> Observed:
             await self.driver.resume(uuid)
-            return await self._look(uuid)
+            return await self.look(uuid)
 
-        return await self._quietly(uuid, verb)
+        return await self.quietly(uuid, verb)
 
     async def shut_down(self, command: Command, uuid: str, *, timeout: float, clean: bool) -> Observed:
         async def verb() -> Observed:
             if clean and timeout > 0:
                 await self._ask_to_shut_down(uuid, timeout)
             await self.driver.power_off(uuid)
-            return await self._look(uuid)
+            return await self.look(uuid)
 
-        return await self._quietly(uuid, verb)
+        return await self.quietly(uuid, verb)
 
     async def reboot(self, command: Command, guest: GuestSpec, *, hard: bool, timeout: float) -> Observed:
         done = self._ledger.result(command.id)
@@ -138,27 +169,52 @@ class Agent:
         async def verb() -> Observed:
             if hard or not await self._soft_reboot(guest.uuid):
                 await self._hard_reboot(guest)
-            observed = await self._look(guest.uuid)
+            observed = await self.look(guest.uuid)
             self._ledger.record(command.id, observed)
             return observed
 
-        return await self._quietly(guest.uuid, verb)
+        return await self.quietly(guest.uuid, verb)
 
     async def destroy(self, command: Command, uuid: str) -> None:
-        await self._quietly(uuid, lambda: self.driver.undefine(uuid), urgent=True)
+        await self.quietly(uuid, lambda: self.driver.undefine(uuid), urgent=True)
 
     async def unplug(self, command: Command, uuid: str, vifs: tuple[Vif, ...]) -> None:
         async def verb() -> None:
             for vif in vifs:
                 await self._plugger.unplug(vif, uuid, "")
 
-        await self._actor(uuid, verb)
+        await self.in_turn(uuid, verb)
+
+    async def attach_interface(self, command: Command, guest: GuestSpec, vif: Vif) -> None:
+        await self.in_turn(guest.uuid, lambda: self.driver.attach_interface(guest, vif))
+
+    async def detach_interface(self, command: Command, guest: GuestSpec, vif: Vif) -> None:
+        await self.in_turn(guest.uuid, lambda: self.driver.detach_interface(guest, vif))
+
+    async def attach_volume(self, command: Command, guest: GuestSpec, attachment: Attachment) -> None:
+        await self.in_turn(guest.uuid, lambda: self.driver.attach_volume(guest, attachment))
+
+    async def detach_volume(self, command: Command, guest: GuestSpec, attachment: Attachment) -> None:
+        await self.in_turn(guest.uuid, lambda: self.driver.detach_volume(guest, attachment))
 
     async def discard(self, command: Command, uuid: str) -> None:
-        await self._actor(uuid, lambda: self.driver.discard(uuid), urgent=True)
+        await self.mover.transfers.close(uuid)
+        await self.in_turn(uuid, lambda: self.driver.discard(uuid), urgent=True)
+
+    async def snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.in_turn(uuid, lambda: self.driver.snapshot(uuid, image_id))
+
+    async def upload_snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.in_turn(uuid, lambda: self._snapshots.upload(uuid, image_id))
+
+    async def drop_snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.in_turn(uuid, lambda: self.driver.drop_snapshot(uuid, image_id), urgent=True)
+
+    def handing_in(self, uuid: str) -> Progress | None:
+        return self._snapshots.progress(uuid)
 
     async def observe(self, uuid: str) -> Observed:
-        return await self._look(uuid)
+        return await self.look(uuid)
 
     async def console_output(self, uuid: str) -> bytes:
         return await self.driver.console_output(uuid, CONSOLE_LIMIT)
@@ -182,14 +238,7 @@ class Agent:
                     return
                 await self.driver.request_shutdown(uuid)
                 pause = min(RETRY_SHUTDOWN, (until - self._clock.now()) / SECOND)
-                waits = asyncio.ensure_future(off.wait())
-                sleeps = asyncio.ensure_future(self._clock.sleep(max(pause, 0.0)))
-                try:
-                    await asyncio.wait({waits, sleeps}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waits.cancel()
-                    sleeps.cancel()
-                if off.is_set():
+                if await set_within(pause, self._clock, off):
                     return
             log.info("guest did not shut down in time and is turned off", instance=uuid, timeout=timeout)
         finally:
@@ -209,13 +258,13 @@ class Agent:
             await self._plugger.plug(vif, guest.uuid, guest.name)
         await self.driver.start(guest, paused=False)
 
-    async def _look(self, uuid: str) -> Observed:
+    async def look(self, uuid: str) -> Observed:
         return self._observed(uuid, await self.driver.power_state(uuid))
 
     def _observed(self, uuid: str, state: int) -> Observed:
         return Observed(uuid=uuid, power_state=state, generation=self._generations.next())
 
-    async def _actor(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
+    async def in_turn(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
         actor = self._actors.get(uuid)
         if actor is None:
             actor = self._actors[uuid] = Actor()
@@ -232,7 +281,7 @@ class Agent:
             if actor.waiting == 0:
                 self._actors.pop(uuid, None)
 
-    async def _quietly(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
+    async def quietly(self, uuid: str, verb: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
         """Run a verb that changes the power itself: its events say nothing new.
 
         Unless the last of them is not what the verb found at its end: then somebody else was at it, too.
@@ -241,7 +290,7 @@ class Agent:
         quiet.verbs += 1
         expected: int | None = None
         try:
-            result = await self._actor(uuid, verb, urgent=urgent)
+            result = await self.in_turn(uuid, verb, urgent=urgent)
             expected = result.power_state if isinstance(result, Observed) else quiet.last
             return result
         finally:
@@ -255,9 +304,20 @@ class Agent:
         """The hypervisor says that a guest's power has changed."""
         if state not in (Power.RUNNING, Power.PAUSED) and uuid in self._off:
             self._off[uuid].set()
+        if (stopping := self._stopping.pop(uuid, None)) is not None:
+            stopping.cancel()
         if uuid in self._quiet:
             self._quiet[uuid].last = state
-        else:
+        elif self._hears_events and state == Power.SHUTDOWN and self.driver.stopped_delay:
+            self._stopping[uuid] = asyncio.create_task(self._report_stop(uuid))
+        elif self._hears_events:
+            self._look_and_report(uuid)
+
+    async def _report_stop(self, uuid: str) -> None:
+        """A guest that is restarted by others goes off and on again, which is no stop of its server."""
+        await self._clock.sleep(self.driver.stopped_delay)
+        del self._stopping[uuid]
+        if uuid not in self._quiet:
             self._look_and_report(uuid)
 
     def _look_and_report(self, uuid: str, known: int | None = None) -> None:
@@ -268,7 +328,9 @@ class Agent:
     async def _report_change(self, uuid: str, known: int | None) -> None:
         """Report what is so now, unless it is ``known``: an event that was overtaken is worth nothing."""
         try:
-            seen = await self._look(uuid)
+            seen = await self.look(uuid)
+            if seen.power_state == Power.SHUTDOWN and uuid in self._stopping:
+                return
             if seen.power_state != known:
                 await self._report(seen)
         except Exception:

@@ -31,10 +31,11 @@ Tell = Callable[[HostReport], Awaitable[object]]
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``refresh`` is in seconds, 0 for never."""
+    """``refresh`` is in seconds, 0 for never.  ``resume_guests``: see HostReport."""
 
     stock: StockOptions = StockOptions()
     refresh: int = 0
+    resume_guests: bool = False
 
 
 class HostReports:
@@ -74,7 +75,7 @@ class HostReports:
         """
         report = await self._look()
         self._told, self._told_at = report, self._clock.now()
-        return msgspec.structs.replace(report, starting=True)
+        return msgspec.structs.replace(report, starting=True, resume_guests=self._options.resume_guests)
 
     async def tell_news(self, tell: Tell) -> bool:
         """Look again, and tell if there is anything to tell: whether there was.
@@ -151,6 +152,7 @@ def host_reports(driver: Driver, clock: Clock, settings: Settings) -> HostReport
     options = ReportOptions(
         stock=stock_options(settings),
         refresh=settings.number("resource_provider_association_refresh", "compute"),
+        resume_guests=settings.flag("resume_guests_state_on_host_boot"),
     )
     extras = load(Path(settings.text("provider_config_location", "compute")))
     wanted = [str(name) for name in settings.listed("compute_monitors")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kilonova.api.microversion import NotAcceptable
-from kilonova.errors import Invalid, NotFound, Refused
+from kilonova.errors import Invalid, KilonovaError, NotFound, Refused
 from kilonova.web.requests import status_of as web_status
 
 NAMES = {
@@ -37,11 +37,16 @@ class NotSupported(Refused):
     """This cloud has no such function."""
 
 
+class Unsuccessful(KilonovaError):
+    """What was asked for was tried and did not come about; the words are for the user."""
+
+
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (NotAcceptable, 406),
     (WrongMediaType, 415),
     (Gone, 410),
     (NotSupported, 501),
+    (Unsuccessful, 500),
 )
 
 NO_SUCH_RESOURCE = "The resource could not be found."

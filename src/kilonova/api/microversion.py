@@ -5,20 +5,17 @@ A microversion is its minor number here: 53 is 2.53.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from kilonova.errors import Invalid
+from kilonova.web import microversion
 
 MIN = 1
 MAX = 104
-LATEST = "latest"
 
 MODERN = b"openstack-api-version"
 LEGACY = b"x-openstack-nova-api-version"
 VARY = (b"vary", b"OpenStack-API-Version, X-OpenStack-Nova-API-Version")
-
-_FORM = re.compile(r"([1-9]\d*)\.([1-9]\d*|0)\Z")
 
 
 class NotAcceptable(Invalid):
@@ -32,21 +29,7 @@ def text(version: int) -> str:
 
 def parse(wanted: str) -> int:
     """The microversion that a header names.  Raises Invalid (malformed) or NotAcceptable (not served)."""
-    wanted = wanted.strip()
-    if wanted == LATEST:
-        return MAX
-    found = _FORM.match(wanted)
-    if found is None:
-        raise Invalid(
-            f"API Version String {wanted} is of invalid format. Must be of format MajorNum.MinorNum."
-        )
-    major, minor = found.groups()
-    if major != "2" or len(minor) > 6 or not MIN <= int(minor) <= MAX:
-        raise NotAcceptable(
-            f"Version {wanted} is not supported by the API. "
-            f"Minimum is {text(MIN)} and maximum is {text(MAX)}."
-        )
-    return int(minor)
+    return microversion.parse(wanted.strip(), 2, MIN, MAX, NotAcceptable)
 
 
 def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> int:
@@ -59,10 +42,8 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> int:
     wanted: str | None = None
     for name, value in headers:
         if name == MODERN:
-            for part in value.decode("latin-1").split(","):
-                service, _, version = part.strip().partition(" ")
-                if service.lower() in ("compute", "nova"):
-                    wanted = version
+            named = microversion.named(value.decode("latin-1"), ("compute", "nova"))
+            wanted = wanted if named is None else named
         elif name == LEGACY:
             older = value.decode("latin-1")
     if wanted is None:

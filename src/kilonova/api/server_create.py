@@ -158,7 +158,7 @@ def image_of(call: Call, server: ServerToCreate) -> str:
     if server.old_block_devices and server.block_devices:
         raise Invalid("block_device_mapping and block_device_mapping_v2 cannot be given together.")
     if server.old_block_devices:
-        raise Invalid("This cloud has no volumes yet: leave out block_device_mapping.")
+        raise Invalid("Servers do not boot from volumes here: leave out block_device_mapping.")
     for device in server.block_devices or ():
         named = _boot_image(device)
         if image is not None and named != image:
@@ -176,8 +176,8 @@ def _boot_image(device: BlockDevice) -> str:
     form = (device.source_type, device.destination_type)
     if form != ("image", "local") or device.volume_id or device.snapshot_id:
         raise Invalid(
-            "This cloud has no volumes yet: a block device must have source_type image and destination_type "
-            "local."
+            "Servers do not boot from volumes here: a block device must have source_type image and "
+            "destination_type local. A volume can be attached to a server that is there."
         )
     if device.boot_index != 0:
         raise Invalid("Block Device Mapping is Invalid: the image's disk must have boot_index 0.")

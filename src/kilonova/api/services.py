@@ -12,10 +12,13 @@ from kilonova.api.routes import Route
 from kilonova.api.schema.kinds import is_uuid
 from kilonova.api.schema.services import LIST, UpdateService, VerbOnService
 from kilonova.api.views.services import COMPUTE, SERVICE, Service, compute_service, controller_services
-from kilonova.db import aggregates, host_resources, hosts, instances
+from kilonova.db import aggregates, host_resources, hosts, instances, leftovers
 from kilonova.db.engine import Tx
+from kilonova.db.leftovers import Leftover
 from kilonova.errors import Conflict, Invalid, KilonovaError, NotFound
 from kilonova.model.host import DISABLED_TRAIT, Host
+from kilonova.operations.cells import in_each_cell
+from kilonova.operations.leftovers import release_of
 
 log = structlog.get_logger("kilonova.api")
 
@@ -90,6 +93,8 @@ async def update(call: Call) -> dict[str, Any]:
     if given.status is None and given.forced_down is None:
         raise Invalid("No updates were requested. Fields 'status' or 'forced_down' should be specified.")
     now = call.cloud.clock.now()
+    if given.forced_down is False:
+        await _check_cleared(call, service_id)
 
     def write(tx: Tx) -> Host:
         host = hosts.by_service(tx, service_id)
@@ -104,6 +109,34 @@ async def update(call: Call) -> dict[str, Any]:
     changed = await call.cloud.db.write(write)
     await _changed(call, changed)
     return {"service": SERVICE.bind(call)(_compute(call, changed))}
+
+
+async def _check_cleared(call: Call, service_id: str) -> None:
+    """Raises Invalid while the host may still have servers that were evacuated from it."""
+    host = await call.cloud.db.read(lambda tx: hosts.by_service(tx, service_id))
+    if host is None or not host.forced_down:
+        return
+    owed = await _owed(call, host.host)
+    if owed:
+        raise Invalid(
+            f"The host {host.host} has not yet been cleared of {len(owed)} servers that have left it while "
+            "it was down: start its agent first."
+        )
+
+
+async def _owed(call: Call, host: str) -> list[Leftover]:
+    """What a host owes of servers of any cell: they may have left it for another one.
+
+    Raises DatabaseUnavailable while a cell does not answer.
+    """
+    cells = call.cloud.cells
+    if cells is None:
+        return await call.cloud.db.read(lambda tx: leftovers.of_host(tx, host))
+    told = await cells.each(lambda tx: leftovers.of_host(tx, host))
+    for each in told:
+        if each.error is not None:
+            raise each.error
+    return [one for each in told for one in each.answer or []]
 
 
 async def update_by_verb(call: Call) -> dict[str, Any]:
@@ -162,6 +195,7 @@ async def delete(call: Call) -> None:
     found = await call.cloud.db.read(unused)
     if await servers_elsewhere(call, found):
         raise Conflict(IN_USE)
+    await in_each_cell(call.cloud, lambda cloud: release_of(cloud, found.host), "what a removed host owes")
     # First the provider: while a server is on its way to the host, something is booked there.
     await call.cloud.placement.remove(found.compute_id)
 

@@ -46,10 +46,10 @@ def demo(state_dir: Path, image: Path | None, driver: str, port_offset: int, sto
         return
     ensure_cloud(state_dir, driver, port_offset)
     client = DemoClient(state_dir / "clouds.yaml", "kilonova")
-    image_id = _ensure_image(client, state_dir, image, driver)
-    network_id, name_space = _ensure_network(client)
-    _open_the_group(client)
-    server = _boot(client, image_id, network_id)
+    image_id = ensure_image(client, state_dir, image, driver)
+    network_id, name_space = ensure_network(client)
+    open_the_group(client)
+    server = boot_server(client, image_id, network_id)
     address = _show_server(client, server)
     if driver == "libvirt":
         _follow_console(client, server["id"])
@@ -60,7 +60,7 @@ def demo(state_dir: Path, image: Path | None, driver: str, port_offset: int, sto
 # ---- what a server needs ----
 
 
-def _ensure_image(client: DemoClient, state_dir: Path, image: Path | None, driver: str) -> str:
+def ensure_image(client: DemoClient, state_dir: Path, image: Path | None, driver: str) -> str:
     name = IMAGE if driver == "libvirt" else ""
     found = client.call("image", "GET", f"/v2/images?status=active&name={name}" if name else "/v2/images")
     if found["images"]:
@@ -78,7 +78,7 @@ def _ensure_image(client: DemoClient, state_dir: Path, image: Path | None, drive
     return str(made["id"])
 
 
-def _ensure_network(client: DemoClient) -> tuple[str, str]:
+def ensure_network(client: DemoClient) -> tuple[str, str]:
     """The id of the demo's network, and the name of its namespace on this host."""
     found = client.call("network", "GET", f"/v2.0/networks?name={NETWORK}")["networks"]
     if found:
@@ -94,7 +94,7 @@ def _ensure_network(client: DemoClient) -> tuple[str, str]:
     return str(network["id"]), namespace_name(str(network["id"]))
 
 
-def _open_the_group(client: DemoClient) -> None:
+def open_the_group(client: DemoClient) -> None:
     """Let ping, SSH and HTTP into the default security group."""
     groups = client.call("network", "GET", "/v2.0/security-groups?name=default")["security_groups"]
     group = next(each for each in groups if each["project_id"] == client.project_id)
@@ -109,7 +109,7 @@ def _open_the_group(client: DemoClient) -> None:
 # ---- the server ----
 
 
-def _boot(client: DemoClient, image_id: str, network_id: str) -> dict[str, Any]:
+def boot_server(client: DemoClient, image_id: str, network_id: str) -> dict[str, Any]:
     """Create a server and follow the steps of the operation."""
     existing = client.call("compute", "GET", "/servers?name=^demo-")["servers"]
     numbers = [int(each["name"][5:]) for each in existing if each["name"][5:].isdigit()]

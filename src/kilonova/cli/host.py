@@ -9,15 +9,16 @@ import click
 
 from kilonova.cli.credentials import add, list_, remove
 from kilonova.cli.database import state_dir_option
+from kilonova.cli.drain import drain
 from kilonova.errors import KilonovaError
 
 
 @click.group()
 def host() -> None:
-    """Compute hosts: who may use the bus, and what is on this one."""
+    """Compute hosts: who may use the bus, what is on this one, and emptying one."""
 
 
-for command in (add, list_, remove):
+for command in (add, list_, remove, drain):
     host.add_command(command)
 
 

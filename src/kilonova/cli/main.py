@@ -19,6 +19,7 @@ class _Lazy(click.Group):
         "simulate": "kilonova.cli.simulate:simulate",
         "db": "kilonova.cli.db:db",
         "demo-fleet": "kilonova.cli.demo_fleet:demo_fleet",
+        "demo-two-hosts": "kilonova.cli.demo_two_hosts:demo_two_hosts",
         "demo": "kilonova.cli.demo:demo",
         "host": "kilonova.cli.host:host",
         "cell": "kilonova.cli.cell:cell",

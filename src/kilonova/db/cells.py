@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kilonova.clock import Clock
+from kilonova.clock import Clock, ends_within
 from kilonova.db.engine import Database, DatabaseUnavailable, Tx
 
 T = TypeVar("T")
@@ -38,15 +38,12 @@ class PatientDatabase:
 
     async def read(self, fn: Callable[[Tx], T]) -> T:
         reading = asyncio.ensure_future(self._db.read(fn))
-        alarm = asyncio.ensure_future(self._clock.sleep(self._patience))
         try:
-            await asyncio.wait({reading, alarm}, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
+            if not await ends_within(self._patience, self._clock, reading):
                 raise DatabaseUnavailable(f"The cell {self._cell} did not respond in time.")
             return reading.result()
         finally:
             reading.cancel()
-            alarm.cancel()
 
     async def write(self, fn: Callable[[Tx], T]) -> T:
         return await self._db.write(fn)

@@ -8,6 +8,7 @@ from kilonova.db.engine import Statement, Tx
 from kilonova.db.tables.scheduling import epochs
 
 HOSTS, PROVIDERS, AGGREGATES = "hosts", "providers", "aggregates"
+CELLS = "cells"  # servers that have come from one to another
 
 ALL = Statement(select(epochs.c.subject, epochs.c.number))
 BUMP = Statement(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, or_, select, update
 
 from kilonova.clock import SECOND
 from kilonova.db import epochs
@@ -61,6 +61,7 @@ REPORT = Statement(
         last_seen_at=bindparam("now"),
         report_count=_t.c.report_count + 1,
         updated_at=bindparam("now"),
+        booted_at=case((_t.c.boot_id == bindparam("new_boot_id"), _t.c.booted_at), else_=bindparam("now")),
         **CHANGED,
     )
 )
@@ -93,6 +94,7 @@ COUNT_FAILED_BUILD = Statement(
 FORGET_FAILED_BUILDS = Statement(
     update(_t).where(_t.c.host == bindparam("of"), _t.c.failed_builds > 0).values(failed_builds=0, **CHANGED)
 )
+NOTE_BOOT = Statement(update(_t).where(_t.c.host == bindparam("of")).values(boot_id=bindparam("new")))
 DELETE = Statement(delete(_t).where(_t.c.host == bindparam("host")))
 COUNT = Statement(select(func.count()).select_from(_t))
 _i = instances.c
@@ -144,25 +146,13 @@ def upsert(
     renamed host or a lost state directory looks like, and for a host that was of another cell;
     UniqueViolation when two agents register at once.
     """
-    known = [from_row(row) for row in tx.all(KNOWN, host=report.host, compute_id=report.compute_id)]
-    for host in known:
-        if host.host != report.host or host.compute_id != report.compute_id:
-            raise Conflict(
-                f"The host '{report.host}' reports as compute node {report.compute_id}, but the host "
-                f"'{host.host}' is known as {host.compute_id}: give it back its name or its compute id, or "
-                "delete the old service."
-            )
-        if host.cell_uuid != cell_uuid:
-            raise Conflict(
-                f"The host '{host.host}' belongs to {_cell(host.cell_uuid)}, where its servers are, and "
-                f"reports to {_cell(cell_uuid)}."
-            )
+    known = _known(tx, report, cell_uuid)
     reported: dict[str, Any] = {name: getattr(report, name) for name in _REPORTED}
-    reported["cpu_info"] = _encode(report.cpu_info).decode()
-    reported["details"] = _encode(report.details).decode()
-    reported["metrics"] = _encode(report.metrics).decode()
+    for name in ("cpu_info", "details", "metrics"):
+        reported[name] = _encode(reported[name]).decode()
     if known:
         new = {f"new_{name}": value for name, value in reported.items()}
+        new["new_boot_id"] = report.boot_id
         tx.run(REPORT, of=report.host, now=now, new_session=session, **new)
     else:
         values = {
@@ -180,6 +170,8 @@ def upsert(
             "session": session,
             "cell_uuid": cell_uuid,
             "failed_builds": 0,
+            "boot_id": "",
+            "booted_at": now,
             "revision": secrets.randbits(REVISION_BITS),  # not that of a host that was there before
             **reported,
         }
@@ -187,6 +179,24 @@ def upsert(
     host_now = show(tx, report.host)
     assert host_now is not None
     return host_now
+
+
+def _known(tx: Tx, report: HostReport, cell_uuid: str | None) -> bool:
+    """Whether this very host has reported before.  Raises Conflict for one that is another by now."""
+    known = [from_row(row) for row in tx.all(KNOWN, host=report.host, compute_id=report.compute_id)]
+    for host in known:
+        if host.host != report.host or host.compute_id != report.compute_id:
+            raise Conflict(
+                f"The host '{report.host}' reports as compute node {report.compute_id}, but the host "
+                f"'{host.host}' is known as {host.compute_id}: give it back its name or its compute id, or "
+                "delete the old service."
+            )
+        if host.cell_uuid != cell_uuid:
+            raise Conflict(
+                f"The host '{host.host}' belongs to {_cell(host.cell_uuid)}, where its servers are, and "
+                f"reports to {_cell(cell_uuid)}."
+            )
+    return bool(known)
 
 
 def _cell(uuid: str | None) -> str:
@@ -266,6 +276,11 @@ def count_failed_build(tx: Tx, host: str) -> None:
 def forget_failed_builds(tx: Tx, host: str) -> None:
     """A server was made there, so that whatever failed before is over."""
     tx.run(FORGET_FAILED_BUILDS, of=host)
+
+
+def note_boot(tx: Tx, host: str, boot_id: str) -> None:
+    """What there was to do since the host was booted is written down."""
+    tx.run(NOTE_BOOT, of=host, new=boot_id)
 
 
 def count(tx: Tx) -> int:

@@ -29,7 +29,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from kilonova.db.engine import Row, Statement, Tx
-from kilonova.db.image_listing import json_holds
+from kilonova.db.json_columns import json_holds, json_part
 from kilonova.db.tables.compute import hosts, instances
 from kilonova.errors import NotFound
 
@@ -38,32 +38,14 @@ _t = instances
 Form = tuple[Any, ...]
 
 SUMMARY = ("uuid", "display_name")
-DETAIL = tuple(column.name for column in _t.columns if column.name not in ("key_data", "version"))
+_INTERNAL = ("key_data", "version", "residence", "leaving")
+DETAIL = tuple(column.name for column in _t.columns if column.name not in _INTERNAL)
 """The columns of a full answer, in the order of its rows."""
 
 
 HOST_STATES = Statement(
     select(hosts.c.host, hosts.c.disabled, hosts.c.forced_down, hosts.c.last_seen_at).order_by(hosts.c.id)
 )
-
-
-class json_part(FunctionElement[str]):  # noqa: N801 - named like an SQL function
-    """A text in a JSON object that is stored as text."""
-
-    type = Text()
-    inherit_cache = True
-
-
-@compiles(json_part, "sqlite")
-def _part_on_sqlite(element: json_part, compiler: Any, **kw: Any) -> str:
-    column, name = (compiler.process(each, **kw) for each in element.clauses)
-    return f"json_extract({column}, '$.' || {name})"
-
-
-@compiles(json_part, "postgresql")
-def _part_on_postgresql(element: json_part, compiler: Any, **kw: Any) -> str:
-    column, name = (compiler.process(each, **kw) for each in element.clauses)
-    return f"(({column})::json ->> ({name})::text)"
 
 
 class has_address(FunctionElement[bool]):  # noqa: N801

@@ -3,19 +3,25 @@
 A mapping is made before the server, in the transaction that books its quota, and is ``pending`` until
 somebody has seen the server in its cell.  It is ``gone`` once the quota is given back, which is how that
 happens once.  What a list can tell of a server whose cell is down stands here, too.
+
+A server that has moved into the first cell keeps its mapping, which names that cell: ``residence`` counts how
+often it has moved, so that a mover who comes too late changes nothing.  Its quota is the first cell's again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import and_, bindparam, delete, literal, select, update
 
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
 from kilonova.db.tables.cells import instance_mappings
 from kilonova.model.flavor import Flavor
 from kilonova.model.instance import ImageMeta, Instance
+from kilonova.model.states import Task
 
 PENDING, MADE, GONE = "pending", "made", "gone"
 _t = instance_mappings
@@ -35,6 +41,7 @@ class InstanceMapping(msgspec.Struct, frozen=True, kw_only=True):
     availability_zone: str | None
     created_at: int
     updated_at: int | None = None
+    residence: int = 0
 
 
 _names = InstanceMapping.__struct_fields__
@@ -57,6 +64,11 @@ MARK_GONE = Statement(
     .where(_t.c.instance_uuid == bindparam("of"), _t.c.state != GONE)
     .values(state=GONE, queued_for_delete=True, updated_at=db_now())
 )
+CHANGE_FLAVOR = Statement(
+    update(_t)
+    .where(_t.c.instance_uuid == bindparam("of"))
+    .values(flavor=bindparam("new_flavor"), updated_at=db_now())
+)
 QUEUE = Statement(
     update(_t)
     .where(_t.c.instance_uuid == bindparam("of"))
@@ -77,7 +89,36 @@ LIVING_OF_IN = Statement(
     .order_by(*_oldest_last)
     .limit(bindparam("page_size"))
 )
-HELD = Statement(select(_t.c.project_id, _t.c.user_id, _t.c.flavor).where(_t.c.state != GONE))
+ELSEWHERE = select(_t.c.instance_uuid).where(_t.c.cell_uuid != literal(FIRST_CELL))
+HELD = Statement(
+    select(_t.c.project_id, _t.c.user_id, _t.c.flavor).where(
+        _t.c.state != GONE, _t.c.cell_uuid != literal(FIRST_CELL)
+    )
+)
+_MOVING = ("cell_uuid", "residence", "queued_for_delete", "flavor", "image", "availability_zone")
+_unmoved = and_(
+    _t.c.instance_uuid == bindparam("of"),
+    _t.c.cell_uuid == bindparam("here"),
+    _t.c.residence == bindparam("known"),
+    _t.c.state != GONE,
+)
+MOVE = Statement(
+    update(_t)
+    .where(_unmoved)
+    .values(
+        {
+            **{name: bindparam(f"new_{name}") for name in _MOVING},
+            "state": MADE,
+            "updated_at": db_now(),
+        }
+    )
+)
+FOUND = Statement(
+    update(_t)
+    .where(_t.c.instance_uuid == bindparam("of"))
+    .values(cell_uuid=bindparam("here"), residence=bindparam("known"), updated_at=db_now())
+)
+CALL_OFF = Statement(update(_t).where(_unmoved).values(residence=_t.c.residence + 1, updated_at=db_now()))
 UUIDS_IN = Statement(select(_t.c.instance_uuid).where(_t.c.cell_uuid == bindparam("cell_uuid")))
 NOW = Statement(select(db_now()))
 DROP_CELL = Statement(delete(_t).where(_t.c.cell_uuid == bindparam("cell_uuid")))
@@ -104,15 +145,20 @@ def of_instance(instance: Instance, cell_uuid: str, state: str, now: int | None)
         availability_zone=instance.pinned_availability_zone,
         created_at=instance.created_at,
         updated_at=now,
+        residence=instance.residence,
     )
 
 
 def insert(tx: Tx, mapping: InstanceMapping) -> None:
     """Raises UniqueViolation for a server that is mapped already."""
+    tx.run(INSERT, **_stored(mapping))
+
+
+def _stored(mapping: InstanceMapping) -> dict[str, Any]:
     values = {name: getattr(mapping, name) for name in _names}
     values["flavor"] = _encode(mapping.flavor).decode()
     values["image"] = None if mapping.image is None else _encode(mapping.image).decode()
-    tx.run(INSERT, **values)
+    return values
 
 
 def show(tx: Tx, uuid: str) -> InstanceMapping | None:
@@ -139,6 +185,58 @@ def mark_made(tx: Tx, uuids: Sequence[str]) -> None:
 def mark_gone(tx: Tx, uuid: str) -> bool:
     """The server's quota is given back in this transaction; False if it was so before, or is not ours."""
     return tx.run(MARK_GONE, of=uuid) == 1
+
+
+def change_flavor(tx: Tx, uuid: str, before: Flavor, after: Flavor) -> bool:
+    """The server has another flavor; False if it has not ``before``, or its quota was given back.
+
+    Whoever calls this holds a lock that keeps others from it (`quotas.lock_project`).
+    """
+    mapping = show(tx, uuid)
+    if mapping is None or mapping.state == GONE or mapping.flavor != before:
+        return False
+    return tx.run(CHANGE_FLAVOR, of=uuid, new_flavor=_encode(after).decode()) == 1
+
+
+def move(tx: Tx, instance: Instance, here: str, there: str) -> bool:
+    """From now on the server is in the cell ``there``; False if it has moved, or was called off, meanwhile.
+
+    Raises UniqueViolation for one that has none, when another moves it at the same time.
+    """
+    queued = instance.task_state in (Task.DELETING, Task.SOFT_DELETING)
+    moved = msgspec.structs.replace(
+        of_instance(instance, there, MADE, now(tx)),
+        residence=instance.residence + 1,
+        queued_for_delete=queued,
+    )
+    stored = _stored(moved)
+    values = {f"new_{name}": stored[name] for name in _MOVING}
+    if show(tx, instance.uuid) is None and here == FIRST_CELL and not instance.residence:
+        insert(tx, moved)
+    elif not tx.run(MOVE, of=instance.uuid, here=here, known=instance.residence, **values):
+        return False
+    return True
+
+
+def found_in(tx: Tx, instance: Instance, cell: str) -> bool:
+    """A server that is mapped, and was found in that cell: its mapping says so from now on, if it was there
+    later than where the mapping says, as after the top database was restored.  False for one without."""
+    known = show(tx, instance.uuid)
+    if known is not None and known.residence < instance.residence:
+        tx.run(FOUND, of=instance.uuid, here=cell, known=instance.residence)
+    return known is not None
+
+
+def call_off(tx: Tx, instance: Instance, here: str) -> bool:
+    """Whoever is about to move the server may not any more; False if it has moved, or that was done before.
+
+    Raises as ``move``.
+    """
+    if show(tx, instance.uuid) is None and here == FIRST_CELL and not instance.residence:
+        kept = of_instance(instance, here, MADE, now(tx))
+        insert(tx, msgspec.structs.replace(kept, residence=1))
+        return True
+    return tx.run(CALL_OFF, of=instance.uuid, here=here, known=instance.residence) == 1
 
 
 def queue_for_delete(tx: Tx, uuid: str, queued: bool) -> None:

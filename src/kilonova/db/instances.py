@@ -5,7 +5,7 @@ Rows of deleted servers stay; ``deleted_at`` tells them from the living.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,10 +15,12 @@ from sqlalchemy import update as update_clause
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
 from kilonova.db.tables.compute import instances
+from kilonova.errors import Conflict
 from kilonova.model.flavor import Flavor
 from kilonova.model.instance import Fault, ImageMeta, Instance
 from kilonova.model.port import Vif
 from kilonova.model.states import Power, Vm
+from kilonova.model.volume import Attachment
 
 
 class _Any:
@@ -33,18 +35,33 @@ Expected = tuple[str | None, ...] | None | _Any
 
 _t = instances
 _living = _t.c.deleted_at.is_(None)
+_staying = _t.c.leaving.is_(None)
 
 INSERT = insert_into(instances, returning="id")
 SHOW = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid"), _living))
+LOCKED = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid"), _living).with_for_update())
 SHOW_ANY = Statement(select(*_t.columns).where(_t.c.uuid == bindparam("uuid")))
 BY_HOST = Statement(select(*_t.columns).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
+SHELVED = Statement(select(*_t.columns).where(_t.c.vm_state == Vm.SHELVED, _living).order_by(_t.c.id))
 UUIDS_BY_HOST = Statement(select(_t.c.uuid).where(_t.c.host == bindparam("host"), _living).order_by(_t.c.id))
-UUIDS = Statement(select(_t.c.uuid).order_by(_t.c.id))
+LEAVING_FOR = Statement(select(_t.c.leaving).where(_t.c.uuid == bindparam("uuid"), _living))
+HOST_OF = Statement(select(_t.c.host).where(_t.c.uuid == bindparam("uuid"), _living))
+UUIDS = Statement(select(_t.c.uuid).where(_staying).order_by(_t.c.id))
+LEAVING = Statement(select(*_t.columns).where(_t.c.leaving.is_not(None)).order_by(_t.c.id))
+UUIDS_LEAVING = Statement(select(_t.c.uuid).where(_t.c.leaving.is_not(None)))
+LEAVE = Statement(
+    update_clause(_t).where(_t.c.uuid == bindparam("of"), _living).values(leaving=bindparam("cell"))
+)
+STAY = Statement(
+    update_clause(_t)
+    .where(_t.c.uuid == bindparam("of"), _t.c.leaving.is_not(None), _t.c.residence == bindparam("known"))
+    .values(leaving=None, residence=bindparam("new_residence"))
+)
 COUNT = Statement(select(func.count()).select_from(_t).where(_living))
 _differs = _t.c.power_state != bindparam("power_state")
-OBSERVE = Statement(
+_observe = (
     update_clause(_t)
-    .where(_t.c.uuid == bindparam("of"), _living, _t.c.power_generation < bindparam("generation"))
+    .where(_t.c.uuid == bindparam("of"), _living, _staying, _t.c.power_generation < bindparam("generation"))
     .values(
         power_state=bindparam("power_state"),
         power_generation=bindparam("generation"),
@@ -54,9 +71,11 @@ OBSERVE = Statement(
     )
     .returning(_t.c.vm_state, _t.c.task_state)
 )
+OBSERVE = Statement(_observe)
+OBSERVE_AT = Statement(_observe.where(_t.c.host == bindparam("at")))
 MARK_DELETED = Statement(
     update_clause(_t)
-    .where(_t.c.uuid == bindparam("of"), _living)
+    .where(_t.c.uuid == bindparam("of"), _living, _staying)
     .values(
         vm_state=Vm.DELETED,
         task_state=None,
@@ -81,6 +100,7 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     "hints": _hints,
     "security_groups": _words,
     "vifs": msgspec.json.Decoder(tuple[Vif, ...]),
+    "volumes": msgspec.json.Decoder(tuple[Attachment, ...]),
     "fault": msgspec.json.Decoder(Fault),
 }
 _names = [column.name for column in instances.columns]
@@ -119,6 +139,12 @@ def show(tx: Tx, uuid: str) -> Instance | None:
     return None if row is None else from_row(row)
 
 
+def locked(tx: Tx, uuid: str) -> Instance | None:
+    """A living server that nobody else changes until this commit: for what is made of what it has."""
+    row = tx.one(LOCKED, uuid=uuid)
+    return None if row is None else from_row(row)
+
+
 def show_any(tx: Tx, uuid: str) -> Instance | None:
     """A server, deleted or not."""
     row = tx.one(SHOW_ANY, uuid=uuid)
@@ -130,9 +156,19 @@ def by_host(tx: Tx, host: str) -> list[Instance]:
     return [from_row(row) for row in tx.all(BY_HOST, host=host)]
 
 
+def shelved(tx: Tx) -> list[Instance]:
+    """The living servers that are shelved and still on their hosts, oldest first."""
+    return [from_row(row) for row in tx.all(SHELVED)]
+
+
 def uuids_by_host(tx: Tx, host: str) -> list[str]:
     """As ``by_host``, only their ids."""
     return [row[0] for row in tx.all(UUIDS_BY_HOST, host=host)]
+
+
+def those_of_host(tx: Tx, host: str, uuids: Iterable[str]) -> set[str]:
+    """Which of these living servers are on a host."""
+    return {uuid for uuid in uuids if tx.scalar(HOST_OF, uuid=uuid) == host}
 
 
 def count(tx: Tx) -> int:
@@ -146,7 +182,9 @@ def uuids_but(tx: Tx, known: Collection[str]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _update_statement(changed: frozenset[str], tasks: int, idle: bool, any_task: bool, vms: int) -> Statement:
+def _update_statement(
+    changed: frozenset[str], tasks: int, idle: bool, any_task: bool, vms: int, leaving: bool
+) -> Statement:
     unknown = changed - set(_names)
     if unknown:
         raise TypeError(f"a server has no {', '.join(sorted(unknown))}")
@@ -154,6 +192,8 @@ def _update_statement(changed: frozenset[str], tasks: int, idle: bool, any_task:
     values["version"] = _t.c.version + 1
     values.setdefault("updated_at", db_now())
     clause = update_clause(_t).where(_t.c.uuid == bindparam("of"), _living).values(values)
+    if not leaving:
+        clause = clause.where(_staying)
     if not any_task:
         allowed = [_t.c.task_state == bindparam(f"task_{number}") for number in range(tasks)]
         if idle:
@@ -165,13 +205,21 @@ def _update_statement(changed: frozenset[str], tasks: int, idle: bool, any_task:
 
 
 def update(
-    tx: Tx, uuid: str, *, expect_task: Expected, expect_vm: Sequence[str] = (), **changes: Any
+    tx: Tx,
+    uuid: str,
+    *,
+    expect_task: Expected,
+    expect_vm: Sequence[str] = (),
+    even_leaving: bool = False,
+    **changes: Any,
 ) -> bool:
     """Change fields of a living server if its task_state is as expected; False if it is not (any more).
 
     ``expect_task``: a tuple of those that will do (None in it: idle), None for idle, ANY for any.
     ``expect_vm``: the vm_states that will do; none named: any.  Values are those of the record's fields.
     ``version`` rises and ``updated_at`` is set to the database's time, unless it is given.
+
+    Raises Conflict while the server is leaving for another cell, unless ``even_leaving``.
     """
     tasks: tuple[str | None, ...] = ()
     if not isinstance(expect_task, _Any):
@@ -180,23 +228,63 @@ def update(
             raise ValueError("no task_state would do")
     named = [task for task in tasks if task is not None]
     statement = _update_statement(
-        frozenset(changes), len(named), None in tasks, expect_task is ANY, len(expect_vm)
+        frozenset(changes), len(named), None in tasks, expect_task is ANY, len(expect_vm), even_leaving
     )
     values = {f"new_{name}": _stored(name, value) for name, value in changes.items()}
     values.update((f"task_{number}", task) for number, task in enumerate(named))
     values.update((f"vm_{number}", state) for number, state in enumerate(expect_vm))
-    return tx.run(statement, of=uuid, **values) == 1
+    changed = tx.run(statement, of=uuid, **values) == 1
+    if not changed and not even_leaving:
+        _check_stays(tx, uuid)
+    return changed
 
 
-def observe(tx: Tx, uuid: str, power_state: int, generation: int) -> tuple[str, str | None] | None:
+def _check_stays(tx: Tx, uuid: str) -> None:
+    if tx.scalar(LEAVING_FOR, uuid=uuid) is not None:
+        raise Conflict(f"Instance {uuid} is moving to another cell: repeat the request in a moment.")
+
+
+# ---- from one cell to another ----
+
+
+def leave(tx: Tx, uuid: str, cell: str) -> None:
+    """From now on nobody changes the server here: it is leaving for that cell."""
+    tx.run(LEAVE, of=uuid, cell=cell)
+
+
+def stay(tx: Tx, uuid: str, known: int, residence: int) -> bool:
+    """It does not leave after all, and has another number; False if it was not leaving as ``known``."""
+    return tx.run(STAY, of=uuid, known=known, new_residence=residence) == 1
+
+
+def leaving(tx: Tx) -> list[Instance]:
+    """Those that are on their way to another cell, oldest first."""
+    return [from_row(row) for row in tx.all(LEAVING)]
+
+
+def uuids_leaving(tx: Tx) -> list[str]:
+    return [row[0] for row in tx.all(UUIDS_LEAVING)]
+
+
+# ---- what becomes of them ----
+
+
+def observe(
+    tx: Tx, uuid: str, power_state: int, generation: int, *, host: str | None = None
+) -> tuple[str, str | None] | None:
     """Take over what an agent reports of a guest.
 
-    The server's vm_state and task_state; None for a report that is older than what is known.
+    The server's vm_state and task_state; None for a report that is older than what is known, or comes from a
+    ``host`` that the server is not on any more.
     """
-    row = tx.one(OBSERVE, of=uuid, power_state=power_state, generation=generation)
+    values = {"of": uuid, "power_state": power_state, "generation": generation}
+    row = tx.one(OBSERVE, **values) if host is None else tx.one(OBSERVE_AT, at=host, **values)
     return None if row is None else (row[0], row[1])
 
 
 def mark_deleted(tx: Tx, uuid: str, now: int) -> bool:
-    """The server is gone; its row stays as deleted.  False if it was so already."""
-    return tx.run(MARK_DELETED, of=uuid, now=now) == 1
+    """The server is gone; its row stays as deleted.  False if it was so already.  Raises as ``update``."""
+    marked = tx.run(MARK_DELETED, of=uuid, now=now) == 1
+    if not marked:
+        _check_stays(tx, uuid)
+    return marked

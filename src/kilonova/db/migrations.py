@@ -11,7 +11,7 @@ from sqlalchemy import update as update_clause
 
 from kilonova.db.engine import Row, Statement, Tx, db_now, insert_into
 from kilonova.db.tables.cells import migrations
-from kilonova.model.migration import IN_PROGRESS, LIVE, Migration
+from kilonova.model.migration import IN_PROGRESS, LIVE, MIGRATION, RESIZE, Migration, Status
 
 _t = migrations
 _names = Migration.__struct_fields__
@@ -20,12 +20,22 @@ _flags = [_names.index(name) for name in ("hidden", "cross_cell_move")]
 
 SORT = (("created_at", True), ("id", True), ("uuid", False))
 """(column, descending): the newest first, as Nova has it; the uuid tells cells' equal numbers apart."""
+LINE = (Status.ACCEPTED, Status.QUEUED, Status.PREPARING, Status.RUNNING, Status.POSTCOPY)
 OLDEST_FIRST = (("created_at", False), ("id", False), ("uuid", False))
 
 INSERT = insert_into(_t, returning="id")
 SHOW = Statement(select(*_columns).where(_t.c.uuid == bindparam("uuid")))
 BY_NUMBER = Statement(
     select(*_columns).where(_t.c.instance_uuid == bindparam("instance_uuid"), _t.c.id == bindparam("id"))
+)
+FINISHED_BEFORE = Statement(
+    select(*_columns)
+    .where(
+        _t.c.migration_type.in_([literal(MIGRATION), literal(RESIZE)]),
+        _t.c.status == literal(Status.FINISHED),
+        _t.c.updated_at < bindparam("moment"),
+    )
+    .order_by(_t.c.id)
 )
 LIVE_OF = Statement(
     select(*_columns)
@@ -35,6 +45,27 @@ LIVE_OF = Statement(
         _t.c.status.in_([literal(status) for status in sorted(IN_PROGRESS)]),
     )
     .order_by(_t.c.id)
+)
+
+_UNDER_WAY = ("accepted", "queued", "preparing", "running", "pre-migrating", "migrating", "post-migrating")
+_ARRIVING = Statement(
+    select(_t.c.instance_uuid)
+    .where(
+        _t.c.dest_compute == bindparam("host"), _t.c.status.in_([literal(status) for status in _UNDER_WAY])
+    )
+    .order_by(_t.c.id)
+)
+
+# Locked, always in the same order: of two that look at the same time one sees what the other has done.
+LINED_UP = Statement(
+    select(*_columns)
+    .where(
+        _t.c.source_compute == bindparam("host"),
+        _t.c.migration_type == LIVE,
+        _t.c.status.in_([literal(status) for status in LINE]),
+    )
+    .order_by(_t.c.id)
+    .with_for_update()
 )
 
 
@@ -83,9 +114,36 @@ def by_number(tx: Tx, instance_uuid: str, number: int) -> Migration | None:
     return _found(tx.one(BY_NUMBER, instance_uuid=instance_uuid, id=number))
 
 
+def in_status(
+    tx: Tx, instance_uuid: str, migration_type: str | None, statuses: Sequence[str]
+) -> Migration | None:
+    """A server's newest migration of a type (None: any) that is at one of the statuses."""
+    clause = select(*_columns).where(_t.c.instance_uuid == instance_uuid, _t.c.status.in_(statuses))
+    if migration_type is not None:
+        clause = clause.where(_t.c.migration_type == migration_type)
+    return _found(tx.one(clause.order_by(_t.c.id.desc()).limit(1)))
+
+
+def arriving(tx: Tx, host: str) -> list[str]:
+    """The servers that are on their way to a host."""
+    return [row[0] for row in tx.all(_ARRIVING, host=host)]
+
+
+def finished_before(tx: Tx, moment: int) -> list[Migration]:
+    """Resizes and cold migrations that have waited to be confirmed since before ``moment``, oldest first."""
+    return [from_row(row) for row in tx.all(FINISHED_BEFORE, moment=moment)]
+
+
 def live_of(tx: Tx, instance_uuid: str) -> list[Migration]:
     """A server's live migrations that are under way, oldest first."""
     return [from_row(row) for row in tx.all(LIVE_OF, instance_uuid=instance_uuid)]
+
+
+def lined_up(tx: Tx, host: str) -> list[Migration]:
+    """Live migrations that a host is at, or that wait for it to be at them, now or later, oldest first.
+
+    Nobody else changes any of them until this transaction ends: call it before changing one of them."""
+    return [from_row(row) for row in tx.all(LINED_UP, host=host)]
 
 
 _changed_at = func.coalesce(_t.c.updated_at, _t.c.created_at)

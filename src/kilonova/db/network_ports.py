@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+import msgspec
+from sqlalchemy import bindparam, delete, exists, func, select, union, update
 
 from kilonova.db.engine import Row, Statement, Tx, insert_into
 from kilonova.db.network_records import PORTS, Port
 from kilonova.db.tables import network as t
+from kilonova.db.tables.compute import hosts
+from kilonova.model.host import TUNNELING_IP
 
 p = t.ports.c
 a = t.port_addresses.c
 s = t.subnets.c
 n = t.networks.c
+b = t.port_bindings.c
 pg = t.port_security_groups.c
 g = t.security_groups.c
 
 _INSERT = insert_into(t.ports)
+_details = msgspec.json.Decoder(dict[str, Any]).decode
 SOME = 500  # ids in one statement
 
 _PORT = Statement(select(t.ports).where(p.id == bindparam("the_id")))
+_PORT_AND_MOVE = Statement(
+    select(t.ports, exists().where(b.port_id == p.id)).where(p.id == bindparam("the_id"))
+)
 _LOCKED = Statement(select(t.ports).where(p.id == bindparam("the_id")).with_for_update())
 _OF_DEVICE = Statement(
     select(t.ports)
@@ -41,6 +49,7 @@ _BIND = Statement(
         host=bindparam("to_host"),
         vif_type=bindparam("to_type"),
         vif_details=bindparam("to_details"),
+        profile=bindparam("to_profile"),
         status=bindparam("to_status"),
         updated_at=bindparam("now"),
         revision=p.revision + 1,
@@ -68,6 +77,7 @@ _COUNT_OTHERS = Statement(
 )
 _INSERT_GROUP = insert_into(t.port_security_groups)
 _DELETE_ADDRESSES = Statement(delete(t.port_addresses).where(a.port_id == bindparam("the_port")))
+_DELETE_BINDINGS = Statement(delete(t.port_bindings).where(b.port_id == bindparam("the_port")))
 _DELETE_GROUPS = Statement(delete(t.port_security_groups).where(pg.port_id == bindparam("the_port")))
 _GROUPS = Statement(select(pg.group_id).where(pg.port_id == bindparam("the_port")).order_by(pg.group_id))
 _VIFS = Statement(
@@ -103,8 +113,21 @@ _HOSTS = Statement(
     .where(p.network_id == bindparam("the_network"), p.device_owner != bindparam("the_owner"))
     .order_by(a.position)
 )
-_HOSTS_OF_NETWORK = Statement(
-    select(p.host).where(p.network_id == bindparam("the_network"), p.host != "").distinct()
+_bound = union(
+    select(p.host).where(p.network_id == bindparam("the_network"), p.host != ""),
+    select(b.host).where(b.network_id == bindparam("the_network")),
+)
+_HOSTS_OF_NETWORK = Statement(_bound)
+_BOUND = _bound.subquery()
+_DETAILS_OF_HOSTS = Statement(
+    select(_BOUND.c.host, hosts.c.details).select_from(_BOUND.outerjoin(hosts, hosts.c.host == _BOUND.c.host))
+)
+_LEFT_BY = Statement(
+    select(hosts.c.details).where(
+        hosts.c.host == bindparam("the_host"),
+        ~exists().where(p.network_id == bindparam("the_network"), p.host == bindparam("the_host")),
+        ~exists().where(b.network_id == bindparam("the_network"), b.host == bindparam("the_host")),
+    )
 )
 _DHCP_ADDRESSES = Statement(
     select(a.subnet_id, a.address)
@@ -116,6 +139,12 @@ _DHCP_ADDRESSES = Statement(
 def port(tx: Tx, port_id: str) -> Port | None:
     row = tx.one(_PORT, the_id=port_id)
     return None if row is None else PORTS.record(row)
+
+
+def port_and_move(tx: Tx, port_id: str) -> tuple[Port, bool] | None:
+    """The port, and whether it is bound to further hosts."""
+    row = tx.one(_PORT_AND_MOVE, the_id=port_id)
+    return None if row is None else (PORTS.record(row), bool(row[PORTS.width]))
 
 
 def locked_port(tx: Tx, port_id: str) -> Port | None:
@@ -161,9 +190,10 @@ def turn(tx: Tx, port_id: str, host: str, status: str, now: int) -> Row | None:
 
 
 def erase(tx: Tx, port_id: str) -> None:
-    """The port with its addresses and its places in groups."""
+    """The port with its addresses, its places in groups, and its further bindings."""
     tx.run(_DELETE_ADDRESSES, the_port=port_id)
     tx.run(_DELETE_GROUPS, the_port=port_id)
+    tx.run(_DELETE_BINDINGS, the_port=port_id)
     tx.run(_DELETE, the_id=port_id)
 
 
@@ -196,16 +226,35 @@ def leave_groups(tx: Tx, port_id: str) -> None:
 
 
 def hosts_of_network(tx: Tx, network_id: str) -> set[str]:
-    """The hosts to which ports of a network are bound."""
+    """The hosts to which ports of a network are bound, active or not."""
     return {row[0] for row in tx.all(_HOSTS_OF_NETWORK, the_network=network_id)}
 
 
-def hosts_of_ports(tx: Tx, port_ids: list[str]) -> dict[str, str]:
-    """Port -> the host to which it is bound, for those that are."""
-    found: dict[str, str] = {}
+def tunnels_of_network(tx: Tx, network_id: str) -> dict[str, str]:
+    """The same hosts, each with the address where tunnels to it end; empty if it has none."""
+    rows = tx.all(_DETAILS_OF_HOSTS, the_network=network_id)
+    return {host: "" if details is None else _tunneling_ip(details) for host, details in rows}
+
+
+def has_left(tx: Tx, network_id: str, host: str) -> bool:
+    """Whether a host to which there are tunnels has no port of the network (any more)."""
+    row = tx.one(_LEFT_BY, the_network=network_id, the_host=host)
+    return row is not None and bool(_tunneling_ip(row[0]))
+
+
+def _tunneling_ip(details: str) -> str:
+    return str(_details(details).get(TUNNELING_IP, ""))
+
+
+def hosts_of_ports(tx: Tx, port_ids: list[str]) -> dict[str, set[str]]:
+    """Port -> the hosts to which it is bound, active or not, for those that are."""
+    found: dict[str, set[str]] = {}
     for first in range(0, len(port_ids), SOME):
         some = port_ids[first : first + SOME]
-        found.update(tx.all(select(p.id, p.host).where(p.id.in_(some), p.host != "")))
+        bound = select(p.id, p.host).where(p.id.in_(some), p.host != "")
+        also = select(b.port_id, b.host).where(b.port_id.in_(some))
+        for port_id, host in tx.all(union(bound, also)):
+            found.setdefault(port_id, set()).add(host)
     return found
 
 

@@ -87,6 +87,18 @@ class Port(msgspec.Struct, frozen=True):
         return self.nic_index is not None and bool(self.device_id)
 
 
+class Binding(msgspec.Struct, frozen=True):
+    """A host to which a port is bound without being there; ``status`` ACTIVE says that it is wired there."""
+
+    port_id: str
+    host: str
+    network_id: str
+    vif_type: str
+    vif_details: dict[str, Any]
+    profile: dict[str, Any]
+    status: str
+
+
 class Address(msgspec.Struct, frozen=True):
     subnet_id: str
     position: str
@@ -175,6 +187,7 @@ _PAIRS = tuple[tuple[str, str], ...]
 NETWORKS = Stored(t.networks, Network)
 SUBNETS = Stored(t.subnets, Subnet, pools=_PAIRS, dns_nameservers=tuple[str, ...], host_routes=_PAIRS)
 PORTS = Stored(t.ports, Port, vif_details=dict[str, Any], profile=dict[str, Any], allowed_pairs=_PAIRS)
+BINDINGS = Stored(t.port_bindings, Binding, vif_details=dict[str, Any], profile=dict[str, Any])
 ADDRESSES = Stored(t.port_addresses, Address)
 GROUPS = Stored(t.security_groups, SecurityGroup)
 RULES = Stored(t.security_group_rules, Rule)

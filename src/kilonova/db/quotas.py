@@ -102,7 +102,10 @@ ALL_USAGES = Statement(select(_u.project_id, _u.user_id, *(_u[name] for name in 
 _i = instances.c
 HELD = Statement(
     select(_i.project_id, _i.user_id, _i.flavor).where(
-        _i.deleted_at.is_(None), _i.vm_state != Vm.SOFT_DELETED
+        _i.deleted_at.is_(None),
+        _i.vm_state != Vm.SOFT_DELETED,
+        # one that is leaving for another cell is counted by its mapping as soon as that says so
+        _i.leaving.is_(None) | _i.uuid.not_in(instance_mappings.ELSEWHERE),
     )
 )
 WRITE_USAGE = Statement(

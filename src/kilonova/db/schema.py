@@ -10,7 +10,7 @@ from kilonova.db.tables import load_all, metadata
 from kilonova.db.tables import text as text_column
 from kilonova.errors import Failed
 
-REVISION = "0001"
+REVISION = "0002"  # another one whenever a table changes: see schema.lock
 
 schema_version = Table("schema_version", metadata, text_column("revision", primary_key=True))
 
@@ -32,6 +32,15 @@ _POSTGRESQL_NOW = text(
 )
 
 
+def statements() -> list[CreateTable | CreateIndex]:
+    """What makes all tables."""
+    made: list[CreateTable | CreateIndex] = []
+    for table in load_all().sorted_tables:
+        made.append(CreateTable(table))
+        made += [CreateIndex(each) for each in sorted(table.indexes, key=lambda each: str(each.name))]
+    return made
+
+
 async def bring_up(db: Database) -> None:
     """Make the tables in an empty database; check the revision of one that is not.
 
@@ -43,10 +52,8 @@ async def bring_up(db: Database) -> None:
             return str(tx.scalar(select(schema_version.c.revision)))
         if db.name == "postgresql":
             tx.run(_POSTGRESQL_NOW)
-        for table in load_all().sorted_tables:
-            tx.run(CreateTable(table))
-            for index in sorted(table.indexes, key=lambda each: str(each.name)):
-                tx.run(CreateIndex(index))
+        for statement in statements():
+            tx.run(statement)
         tx.run(insert(schema_version).values(revision=REVISION))
         return REVISION
 
@@ -67,7 +74,10 @@ async def revision(db: Database) -> str:
 
 
 def _check(found: str) -> None:
+    if found == "none":
+        raise Failed(f"The database is empty and has to be at schema {REVISION}: `kilonova db upgrade`.")
     if found != REVISION:
         raise Failed(
-            f"The database is at schema {found} and this release needs {REVISION}: see `kilonova db upgrade`."
+            f"The database is at schema {found} and this release needs {REVISION}. Before the first release "
+            "nothing leads from one to the other: begin with an empty database, or another --state-dir."
         )

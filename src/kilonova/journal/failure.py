@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 
 from kilonova.errors import KilonovaError
@@ -12,6 +13,10 @@ CANCELLED = "Undone, because the server is being deleted."
 
 class Cancelled(KilonovaError):
     """Somebody asked for this operation to be undone."""
+
+
+class Undecided(KilonovaError):
+    """A pivot has been begun, and nobody can tell yet whether it was passed: neither on nor back."""
 
 
 def stored(error: Exception, step: Step, host: str | None) -> StoredError:
@@ -27,3 +32,13 @@ def stored(error: Exception, step: Step, host: str | None) -> StoredError:
         removed=getattr(error, "removed", {}),
         cancelled=isinstance(error, Cancelled),
     )
+
+
+PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
+LONGEST_PAUSE = 10.0
+
+
+def pause(attempt: int) -> float:
+    """Back-off with jitter, in seconds."""
+    longest: float = min(PAUSE * 2**attempt, LONGEST_PAUSE)
+    return longest * random.uniform(0.5, 1.0)

@@ -98,13 +98,13 @@ class Journal:
             tx.call_after_commit(lambda: self._runner.interrupt(ids))
         return bool(ids)
 
-    def signal(self, tx: Tx, instance_uuid: str, name: str, tag: str, status: str = "completed") -> None:
+    def signal(self, tx: Tx, instance_uuid: str, name: str, tag: str, status: str = "completed") -> bool:
         """Deliver a fact to the open operations of an instance: one waits for it now or will.
 
-        It is dropped when there is none, so that no later one takes it for its own.
+        It is dropped when there is none, so that no later one takes it for its own: False.
         """
         if not tx.run(sql.WAKE, uuid=instance_uuid):
-            return
+            return False
         tx.run(
             sql.SIGNAL,
             instance_uuid=instance_uuid,
@@ -114,10 +114,23 @@ class Journal:
             created_at=self._clock.now(),
         )
         tx.call_after_commit(self._runner.wake)
+        return True
+
+    def wake(self) -> None:
+        """There may be work that was not submitted here."""
+        self._runner.wake()
 
     def is_busy(self, tx: Tx, instance_uuid: str) -> bool:
         """Whether an operation of the instance is not finished."""
         return tx.one(sql.OPEN_OF, uuid=instance_uuid) is not None
+
+    def awaits(self, tx: Tx, instance_uuid: str, operation: str) -> bool:
+        """Whether an operation of that name is not finished, or has not even begun."""
+        return tx.one(sql.AWAITS, uuid=instance_uuid, of_operation=operation) is not None
+
+    def is_cancelled(self, tx: Tx, action_id: int) -> bool:
+        """Whether an operation is to undo itself, which a step that must not be interrupted has to ask."""
+        return bool(tx.scalar(sql.IS_CANCELLED, action_id=action_id))
 
     def drop_signals(self, tx: Tx, instance_uuid: str) -> None:
         """Forget what was delivered: nobody will wait for it any more."""

@@ -75,24 +75,30 @@ class StoredError(msgspec.Struct, kw_only=True):
 @dataclass(slots=True)
 class Done:
     """A step is done.  ``output`` is kept for later steps; ``changes`` and ``write`` are made in the
-    commit that records the step."""
+    commit that records the step.
+
+    ``gone``: the operation has left this database with its server.  ``write`` is all that is committed then.
+    """
 
     output: Any = None
     changes: dict[str, Any] = field(default_factory=dict)
     write: Callable[[Tx], None] | None = None
     host: str | None = None
+    gone: bool = False
 
 
 @dataclass(slots=True)
 class Wait:
     """A step is done when all of ``signals`` (name, tag) have been delivered; until then nobody runs.
 
-    After ``timeout`` seconds ``late`` decides: an error to raise, or None to go on without them.
+    After ``timeout`` seconds ``late`` decides: an error to raise, or None to go on without them.  Each
+    ``every`` seconds the step is begun again, to see whether there is anything to wait for.
     """
 
     signals: frozenset[tuple[str, str]]
     timeout: float
     late: Callable[[set[tuple[str, str]]], Exception | None]
+    every: float | None = None
 
 
 DONE = Done()
@@ -117,9 +123,18 @@ class Run:
         """What an earlier step left, or None."""
         return self.action.outputs.get(step)
 
+    def waits_since(self) -> int | None:
+        """When the step first had nothing to do but wait, if it is begun again after that (microseconds)."""
+        step = self.action.plan[self.action.cursor]
+        since: int | None = self.action.outputs.get(f"{step}.since.{self.action.round}")
+        return since
+
     def command_id(self, step: str) -> str:
-        """The same for every repeat of a step, whoever repeats it; another one in the next round."""
-        return f"{self.action.id}.{self.action.round}.{step}"
+        """The same for every repeat of a step, whoever repeats it; another one in the next round.
+
+        Each cell numbers its operations, and a host may hear of several: the server tells them apart.
+        """
+        return f"{self.action.id}.{self.action.round}.{step}.{self.instance_uuid}"
 
 
 StepDo = Callable[[Run], Awaitable[Done | Wait]]
@@ -151,6 +166,8 @@ class Operation:
 
     ``apply`` makes the changes of a step; ``failed`` leaves the instance as it shall be when all is
     undone.  ``retry_from`` names the first step of the group that is tried again on another host.
+    ``patience``: seconds for which a step may fail from the pivot on until an operator is asked for, where
+    that is to be sooner than the deadline.
     """
 
     name: str
@@ -159,6 +176,7 @@ class Operation:
     apply: Apply
     failed: Failing
     deadline: float  # seconds
+    patience: float | None = None
     retry_from: str | None = None
     max_rounds: Callable[[Run], int] = lambda run: 1
     host_of: Callable[[Run], str | None] = lambda run: None  # whom an error of a step concerns

@@ -7,17 +7,18 @@ only if this runner still holds the lease.  What a crash interrupts is repeated 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import structlog
 
-from kilonova.clock import SECOND, Clock
+from kilonova.clock import SECOND, Clock, end_within, set_within
 from kilonova.db.engine import Database, DatabaseUnavailable, Row, Tx
-from kilonova.errors import LostLease
+from kilonova.errors import KilonovaError, LostLease
 from kilonova.journal import statements as sql
-from kilonova.journal.model import ABANDONED, ActionRow, Operation, Run
+from kilonova.journal.model import ABANDONED, ActionRow, Done, Operation, Run
 from kilonova.journal.walk import UNASKED, Walk
 
 log = structlog.get_logger("kilonova.journal")
@@ -25,6 +26,10 @@ log = structlog.get_logger("kilonova.journal")
 SCAN = 1.0  # seconds between looks for work that nobody hinted at
 DRAIN = 3.0  # seconds that steps under way have to end at a shutdown
 PAGE = 64
+
+
+LetGo = Callable[[Run, Exception], Awaitable[Done | None]]
+"""Whether an undo that fails with that error, of an operation that is cancelled, may be left to somebody."""
 
 
 class Runner:
@@ -46,6 +51,7 @@ class Runner:
         self.operations = operations
         self.lease = int(lease * SECOND)
         self.cloud: Any = None  # set by the composition root, once the collaborators know each other
+        self.let_go: LetGo | None = None  # likewise
         self._concurrency = concurrency
         self._running: dict[int, tuple[Run, asyncio.Task[None]]] = {}
         self._dropped: dict[int, int] = {}  # what we own and walk no more -> its epoch
@@ -80,23 +86,11 @@ class Runner:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        tasks = [task for _, task in self._running.values()]
-        if tasks:
-            await self._drain(tasks)
+        await end_within(DRAIN, self.clock, [task for _, task in self._running.values()])
         try:
             await self.db.write(lambda tx: tx.run(sql.RELEASE, me=self.owner))
         except DatabaseUnavailable as error:
             log.warning("leases not given back; they end by themselves", error=str(error))
-
-    async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait for the tasks, but not for ever; end those that are late."""
-        pause = asyncio.ensure_future(self.clock.sleep(DRAIN))
-        ended = asyncio.ensure_future(asyncio.wait(tasks))
-        await asyncio.wait({pause, ended}, return_when=asyncio.FIRST_COMPLETED)
-        pause.cancel()
-        for task in tasks:
-            task.cancel()
-        await ended
 
     @property
     def stopping(self) -> bool:
@@ -125,6 +119,16 @@ class Runner:
                     run.interrupted = True
                     task.cancel()
         self.wake()
+
+    async def left(self, run: Run, error: Exception) -> Done | None:
+        """What becomes of an undo that fails while somebody waits for its operation's end; None: again."""
+        if not run.action.cancel or self.let_go is None:
+            return None
+        try:
+            return await self.let_go(run, error)
+        except KilonovaError as new:
+            log.warning("an undo cannot be left either", action=run.action.id, error=repr(new))
+            return None
 
     async def _walk(self, run: Run) -> None:
         action = run.action
@@ -188,13 +192,7 @@ class Runner:
             self._hint.clear()
             full = await self._look()
             if not full and not self._hint.is_set():
-                hint = asyncio.ensure_future(self._hint.wait())
-                pause = asyncio.ensure_future(self.clock.sleep(SCAN))
-                try:
-                    await asyncio.wait({hint, pause}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    hint.cancel()
-                    pause.cancel()
+                await set_within(SCAN, self.clock, self._hint)
 
     async def _look(self) -> bool:
         """Claim what is ready; True if there may be more.  Nothing that goes wrong ends the looking."""
@@ -234,7 +232,7 @@ class Runner:
             self._claiming = 0
         for action_id in dropped:
             self._dropped.pop(action_id, None)
-        for row in rows:
+        for row in sorted(rows, key=itemgetter(0)):  # what an UPDATE returns comes in any order
             try:
                 action = sql.row_to_action(row)
             except msgspec.DecodeError:

@@ -64,6 +64,15 @@ INSERT = Statement(
 OPEN_OF = Statement(
     select(literal(1)).where(actions.c.open, actions.c.instance_uuid == bindparam("uuid")).limit(1)
 )
+AWAITS = Statement(
+    select(literal(1))
+    .where(
+        actions.c.open,
+        actions.c.instance_uuid == bindparam("uuid"),
+        actions.c.operation == bindparam("of_operation"),
+    )
+    .limit(1)
+)
 _mine = and_(
     actions.c.id == bindparam("action_id"),
     actions.c.owner == bindparam("me"),
@@ -131,6 +140,7 @@ CANCEL = Statement(
     .values(cancel=True, wake_at=_wake_if_waiting)
     .returning(actions.c.id)
 )
+IS_CANCELLED = Statement(select(actions.c.cancel).where(actions.c.id == bindparam("action_id")))
 SIGNAL = insert_into(signals)
 # Of every state, so that it waits for a wait that is just being written down.
 WAKE = Statement(
@@ -187,8 +197,12 @@ def row_to_action(row: Row) -> ActionRow:
     values[13] = _outputs.decode(row[13])
     values[15] = bool(row[15])
     values[19] = bool(row[19])
-    values[20] = None if row[20] is None else _error.decode(row[20])
+    values[20] = read_error(row[20])
     return ActionRow(**dict(zip(ActionRow.__struct_fields__, values, strict=True)))
+
+
+def read_error(stored: str | None) -> StoredError | None:
+    return None if stored is None else _error.decode(stored)
 
 
 EPOCH = ActionRow.__struct_fields__.index("epoch")  # where it is in a row

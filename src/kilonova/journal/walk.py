@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -13,7 +13,7 @@ from kilonova import errors
 from kilonova.clock import SECOND
 from kilonova.db.engine import DatabaseUnavailable, Tx
 from kilonova.journal import statements as sql
-from kilonova.journal.failure import CANCELLED, Cancelled, stored
+from kilonova.journal.failure import CANCELLED, Cancelled, Undecided, pause, stored
 from kilonova.journal.held import while_held
 from kilonova.journal.model import SIGNAL_FAILED, Done, Kind, Run, Step, Wait
 
@@ -24,8 +24,6 @@ log = structlog.get_logger("kilonova.journal")
 
 T = TypeVar("T")
 
-PAUSE = 0.2  # seconds before the first repeat of a step; doubled up to
-LONGEST_PAUSE = 10.0
 UNDO_ATTEMPTS = 30  # about four minutes; then an operator is asked for
 UNASKED = 60  # seconds after which it is tried again without an operator's word
 
@@ -43,6 +41,7 @@ class Walk:
         self.row = run.action
         self.operation = runner.operations[run.action.operation]
         self.attempts = UNDO_ATTEMPTS  # of the undo that comes next
+        self.begun = run.action.epoch > 1  # whether the pivot where we are may have been begun
 
     async def go(self) -> None:
         """Raises LostLease when another runner has taken over.
@@ -81,7 +80,7 @@ class Walk:
                         return False
                     self._tell(step.name, "done")
                     continue
-                await self._advance(step, result, started)
+                await self._passed(step, result, started)
             except (errors.LostLease, DatabaseUnavailable):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is the reason to unwind
@@ -116,11 +115,13 @@ class Walk:
     async def _do(self, step: Step) -> Done | Wait:
         """The step's ``do``, repeated with back-off while only the moment is wrong.
 
-        After the pivot any failure is repeated until the deadline: there is no way back.
+        After the pivot any failure is repeated: there is no way back.  At it, who cannot tell is Undecided.
         """
-        attempt = 0
+        attempt, failing_since = 0, None
+        self.begun = self.begun or step.kind is Kind.PIVOT
         self._tell(step.name, "do")
         while True:
+            began = self.runner.clock.now()
             try:
                 with while_held(self.runner, self.row):
                     return await self._interruptibly(step, lambda: step.do(self.run))
@@ -129,13 +130,16 @@ class Walk:
             except Exception as error:
                 if not isinstance(error, _AGAIN) and not self._past_pivot():
                     raise
-                if self._expired():
+                if failing_since is None or not self._is_patient(began):  # it went well for a long time
+                    failing_since = self.runner.clock.now()
+                if self._expired() or not self._is_patient(failing_since):
+                    if step.kind is Kind.PIVOT:
+                        raise Undecided(f"'{step.name}' does not yet know its outcome: {error}") from error
                     raise errors.Failed(
                         f"'{step.name}' did not succeed before the deadline: {error}"
                     ) from error
                 log.info("step is repeated", action=self.row.id, step=step.name, error=repr(error))
-            pause = _pause(attempt)
-            await self._interruptibly(step, lambda: self.runner.clock.sleep(pause))  # noqa: B023 - awaited here
+            await self._interruptibly(step, partial(self.runner.clock.sleep, pause(attempt)))
             attempt += 1
             if self.row.cancel and not self._bound():
                 raise Cancelled(CANCELLED)
@@ -160,38 +164,59 @@ class Walk:
             run.interruptible = False
             run.interrupted = False
 
+    async def _passed(self, step: Step, done: Done, started: int) -> None:
+        """Commit a finished step; a pivot that is done is not unwound because of its commit."""
+        try:
+            await self._advance(step, done, started)
+        except (errors.LostLease, DatabaseUnavailable):
+            raise
+        except Exception as error:
+            if step.kind is not Kind.PIVOT:
+                raise
+            raise Undecided(f"'{step.name}' is done and cannot be written down: {error}") from error
+
     async def _advance(self, step: Step, done: Done, started: int) -> None:
         """Commit a finished step; the last one ends the operation in the same commit."""
         row, now = self.row, self.runner.clock.now()
-        last = row.cursor + 1 == len(row.plan)
+        last = done.gone or row.cursor + 1 == len(row.plan)
         if done.output is not None:
             row.outputs[step.name] = done.output
 
         def commit(tx: Tx) -> None:
+            if done.gone:
+                self._lock(tx)
+            else:
+                settle(tx)
+            if done.write is not None:
+                done.write(tx)
+
+        def settle(tx: Tx) -> None:
             cancel = self._settle_last(tx, now) if last else self._move(tx, now, row.cursor + 1)
             row.cancel = row.cancel or cancel
             if done.changes:
                 self.operation.apply(tx, self.run, done.changes)
-            if done.write is not None:
-                done.write(tx)
-            sql.add_event(
-                tx,
-                row,
-                sql.Event(
-                    step=step.name,
-                    phase="do",
-                    event=step.event or step.name,
-                    started=started,
-                    finished=now,
-                    host=done.host,
-                ),
-            )
+            self._log(tx, step, "do", (started, now), host=done.host)
 
         await self.runner.db.write(commit)
         row.cursor += 1
         if last:
-            row.open = False
-            row.state = "done"
+            row.open, row.state = False, "done"
+
+    def _log(self, tx: Tx, step: Step, phase: str, times: tuple[int, int], **more: Any) -> None:
+        """Write down that something was done (``phase`` do or undo) from when to when."""
+        event = step.event or step.name
+        sql.add_event(
+            tx,
+            self.row,
+            sql.Event(
+                step=step.name,
+                phase=phase,
+                event=event if phase == "do" else f"{event}_undo",
+                started=times[0],
+                finished=times[1],
+                **more,
+            ),
+        )
 
     def _lock(self, tx: Tx) -> None:
         """Nobody else changes the operation until this commit.  Raises LostLease."""
@@ -251,6 +276,7 @@ class Walk:
         row, now = self.row, self.runner.clock.now()
         since = row.outputs.setdefault(f"{step.name}.since.{row.round}", started)
         until = min(since + int(wait.timeout * SECOND), row.deadline_at)
+        again = until if wait.every is None else min(until, now + int(wait.every * SECOND))
 
         def look(tx: Tx) -> tuple[bool, set[tuple[str, str]], bool]:
             self._lock(tx)  # no signal comes between our look and our lying down
@@ -262,21 +288,11 @@ class Walk:
             if bad or (missing and now >= until):
                 return False, bad or missing, True
             if missing:
-                self._settle(tx, now, state="waiting", keep=False, wake_at=until)
+                self._settle(tx, now, state="waiting", keep=False, wake_at=again)
                 return False, missing, False
             tx.run(sql.DROP_SIGNALS, uuid=row.instance_uuid)
             self._move(tx, now, row.cursor + 1)
-            sql.add_event(
-                tx,
-                row,
-                sql.Event(
-                    step=step.name,
-                    phase="do",
-                    event=step.event or step.name,
-                    started=since,
-                    finished=now,
-                ),
-            )
+            self._log(tx, step, "do", (since, now))
             return True, set(), False
 
         complete, missing, late = await self.runner.db.write(look)
@@ -296,6 +312,9 @@ class Walk:
     async def _fail(self, step: Step, error: Exception, started: int) -> bool:
         """Record why the step failed and turn round; True if there is something to unwind or to retry."""
         row, now = self.row, self.runner.clock.now()
+        if isinstance(error, Undecided):
+            await self._attention(str(error))
+            return False
         if self._past_pivot():
             log.error(
                 "a step after the point of no return fails", action=row.id, step=step.name, exc_info=error
@@ -309,20 +328,15 @@ class Walk:
 
         def commit(tx: Tx) -> None:
             self._settle(tx, now, state="unwinding", error=why, floor=floor)
-            sql.add_event(
+            self._log(
                 tx,
-                row,
-                sql.Event(
-                    step=step.name,
-                    phase="do",
-                    event=step.event or step.name,
-                    started=started,
-                    finished=now,
-                    result="Error",
-                    traceback=why.traceback,
-                    host=why.host,
-                    details=why.message,
-                ),
+                step,
+                "do",
+                (started, now),
+                result="Error",
+                traceback=why.traceback,
+                host=why.host,
+                details=why.message,
             )
 
         await self.runner.db.write(commit)
@@ -349,17 +363,23 @@ class Walk:
         return False
 
     def _bound(self) -> bool:
-        """Whether a cancel comes too late: also at a pivot that a former owner may have begun."""
+        """Whether a cancel comes too late: also at a pivot that was begun, perhaps by a former owner."""
         step = self._step(self.row.plan[self.row.cursor])
-        begun = step is not None and step.kind is Kind.PIVOT and self.row.epoch > 1
+        begun = step is not None and step.kind is Kind.PIVOT and self.begun
         return begun or self._past_pivot()
 
     def _expired(self) -> bool:
         return self.runner.clock.now() >= self.row.deadline_at
 
+    def _is_patient(self, since: int) -> bool:
+        """Whether a step that fails ``since`` then is still only repeated."""
+        patience = self.operation.patience
+        if patience is None or not (self._bound() or self._past_pivot()):
+            return True
+        return self.runner.clock.now() - since < patience * SECOND
+
     async def _attention(self, reason: str) -> None:
-        """Ask for an operator: listed, logged, never silent; and tried again meanwhile, as what is in the
-        way may go by itself."""
+        """Ask for an operator: listed, logged, and tried again meanwhile, as it may go by itself."""
         row, now = self.row, self.runner.clock.now()
         say = log.critical if row.why is None else log.warning
         say(
@@ -411,7 +431,7 @@ class Walk:
         self._tell(step.name, "undo")
         for attempt in range(self.attempts):
             if attempt:
-                await self.runner.clock.sleep(_pause(attempt - 1))
+                await self.runner.clock.sleep(pause(attempt - 1))
             try:
                 with while_held(self.runner, self.row):
                     done = await step.undo(self.run)
@@ -420,6 +440,8 @@ class Walk:
             except errors.LostLease:
                 raise
             except Exception as error:  # noqa: BLE001 - an undo is repeated whatever went wrong
+                if (left := await self.runner.left(self.run, error)) is not None:
+                    return left
                 log.warning("undo is repeated", action=self.row.id, step=step.name, error=repr(error))
                 reason = str(error) or repr(error)
         await self._attention(f"undoing '{step.name}': {reason}")
@@ -434,18 +456,7 @@ class Walk:
                 self.operation.apply(tx, self.run, done.changes)
             if done.write is not None:
                 done.write(tx)
-            sql.add_event(
-                tx,
-                row,
-                sql.Event(
-                    step=step.name,
-                    phase="undo",
-                    event=f"{step.event or step.name}_undo",
-                    started=started,
-                    finished=now,
-                    host=done.host,
-                ),
-            )
+            self._log(tx, step, "undo", (started, now), host=done.host)
 
         await self.runner.db.write(commit)
         row.cursor -= 1
@@ -484,9 +495,3 @@ class Walk:
     def _tell(self, step: str, what: str) -> None:
         if self.runner.on_step is not None:
             self.runner.on_step(self.row, step, what)
-
-
-def _pause(attempt: int) -> float:
-    """Back-off with jitter, in seconds."""
-    longest: float = min(PAUSE * 2**attempt, LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1.0)

@@ -20,6 +20,7 @@ import structlog
 from kilonova.clock import Clock
 from kilonova.errors import Invalid, KilonovaError
 from kilonova.l2agent import flows
+from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.datapath import choose_datapath
 from kilonova.l2agent.network import ServeMetadata, place_of
 from kilonova.l2agent.networks import LocalNetworks
@@ -30,11 +31,13 @@ from kilonova.l2agent.ports import LocalPorts
 from kilonova.l2agent.source import WiringSource
 from kilonova.l2agent.switch import TABLES, Switch
 from kilonova.l2agent.todo import EVERYTHING, Key, Todo
+from kilonova.l2agent.tunnels import Tunnels
 
 log = structlog.get_logger("kilonova.l2agent")
 
 _FLOWS: Key = ("flows", "")
 _TRUNKS: Key = ("trunks", "")
+_TUNNELS: Key = ("tunnels", "")
 _HELLO = 10.0  # seconds that the switch has to answer at the start
 _BREATH = 1.0  # seconds before a server that has ended is started again, however often it ends
 
@@ -61,7 +64,13 @@ class L2Agent:
         self._networks = LocalNetworks(
             source, self._switch, self._flows, serve_metadata, place, self._network_broken
         )
-        self._ports = LocalPorts(source, self._switch, self._flows, self._networks, options.host)
+        self._ports = LocalPorts(
+            source, self._switch, self._flows, self._networks, options.host, self._reach_peers
+        )
+        self._tunnels = Tunnels(self._switch, options, place.owner)
+        self._reached = -1  # the revision of the networks that tunnels were made for
+        self._known: set[str] = set()  # networks that had tunnels made for them
+        self._untold: set[str] = set()  # networks of which their other hosts are to be told
         self._trunks: dict[str, int] = {}
         self._datapath: str | None = None
         self._adopted = False  # whether everything was once looked at without a failure
@@ -127,6 +136,8 @@ class L2Agent:
                 self._todo.add("network", devices[name])
             if name in self._trunks or (port is not None and port.is_trunk):
                 self._todo.add(*_TRUNKS)
+        if self._tunnels.concerned(names) and not self._tunnels.are_right():
+            self._todo.add(*_TUNNELS)
         if not self._switch.exists:
             self._todo.everything()
 
@@ -176,6 +187,9 @@ class L2Agent:
         clear = all(isinstance(error, Invalid) for error in failed.values())
         if self._adopted or clear:
             await self._networks.keep_only({port.network_id for port in known})
+        if everything or "tunnels" in {kind for kind, _ in keys} or self._reached != self._networks.revision:
+            await self._converge_tunnels(complete=self._adopted or clear)
+        failed |= await self._tell_peers()
         if everything and (self._adopted or clear):
             await self._tidy()
         elif not self._adopted and not failed:
@@ -190,6 +204,34 @@ class L2Agent:
         if not self._adopted:
             await self._networks.remove_strays()
             self._adopted = True
+
+    async def _reach_peers(self) -> None:
+        """Tunnels for what is new, before ports are wired that may be waited for."""
+        if self._reached != self._networks.revision:
+            await self._converge_tunnels(complete=self._adopted)
+            await self._tell_peers()
+
+    async def _converge_tunnels(self, *, complete: bool) -> None:
+        revision, reach = self._networks.revision, dict(self._networks.reach())
+        carried = self._tunnels.carried()
+        if self._tunnels.enabled:
+            self._untold |= {
+                network_id
+                for network_id, (vlan, peers) in reach.items()
+                if peers and vlan not in carried and network_id not in self._known
+            }
+        self._known = set(reach)
+        await self._tunnels.converge(reach.values(), complete=complete)
+        await self._converge_trunks()
+        self._reached = revision
+
+    async def _tell_peers(self) -> dict[Key, KilonovaError]:
+        """Tell the other hosts of networks that are new here."""
+        self._untold &= self._known
+        told = {each: self._source.tell_peers(each, self._options.host) for each in self._untold}
+        _, failed = await gathered(told)
+        self._untold &= failed.keys()
+        return self._failures("tunnels", failed)
 
     def _failures(self, kind: str, errors: dict[str, KilonovaError]) -> dict[Key, KilonovaError]:
         for thing, error in errors.items():
@@ -217,6 +259,8 @@ class L2Agent:
         lines = [flows.delete(flows.trunk_cookie(old)) for old in self._trunks.values()]
         for number in trunks.values():
             lines += flows.adding(flows.trunk_flows(number))
+        lines.append(flows.delete(flows.trunk_cookie(0)))
+        lines += flows.adding(flows.all_trunks_flows(trunks.values()))
         await self._flows.change(lines)
         self._trunks = trunks
 
@@ -240,4 +284,4 @@ class L2Agent:
         self._trunks = self._trunk_numbers()
         for number in self._trunks.values():
             wanted += flows.trunk_flows(number)
-        return wanted
+        return wanted + flows.all_trunks_flows(self._trunks.values())

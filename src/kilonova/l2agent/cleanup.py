@@ -37,6 +37,10 @@ async def clean_up(ovsdb_connection: str, options: L2Options, clock: Clock) -> l
         for network_id in recorded_networks(place.directory):
             await LocalNetwork(network_id, switch, _serve_nothing, place).remove()
             removed.append(f"network {network_id}")
+        for name, port in sorted(switch.ports().items()):
+            if port.type == "vxlan" and port.owner == place.owner:
+                await switch.remove_port(name)
+                removed.append(f"tunnel to {port.options.get('remote_ip')} ({name})")
     finally:
         await ovsdb.close()
     return removed

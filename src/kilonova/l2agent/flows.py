@@ -14,9 +14,14 @@ table  name              what it does
                          discovery and DHCP requests -> 60; IP -> connection tracking -> 20.
 20     EGRESS            connection tracked, rules of direction egress -> 30.
 30     EGRESS_ACCEPT     remember the connection -> 60
-60     DISPATCH          by network and destination MAC: the guest (reg6 = its zone) -> 70.
+60     DISPATCH          by network and destination MAC: the guest (reg6 = its zone) -> 70; one that
+                         is bound to another host, too, while it moves -> 62.
                          To a group address only what is addressed to a group in IP as well.
                          Everything else (the DHCP port, other hosts, broadcast) NORMAL.
+61     SEEN              of a guest that moves: whether it has sent something last from here (reg7 = 1).
+62     MOVING            to a guest that is here, and what came by a tunnel: -> 70.  Else it runs at the
+                         other host, where it is filtered: to all tunnels.
+63     ELSEWHERE         what guests that move send from the other host: they are not here.
 70     DELIVERY          ARP, neighbour discovery, DHCP answers: NORMAL; IP -> tracking -> 80.
 80     INGRESS           rules of direction ingress -> 90
 90     INGRESS_ACCEPT    remember the connection, NORMAL
@@ -33,6 +38,7 @@ no moment with neither the old ones nor the new.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
@@ -46,7 +52,7 @@ from kilonova.model.wiring import FilterRule, NetworkDetails, PortDetails
 log = structlog.get_logger("kilonova.l2agent")
 
 CLASSIFY, SPOOFING, EGRESS, EGRESS_ACCEPT = 0, 10, 20, 30
-DISPATCH, DELIVERY, INGRESS, INGRESS_ACCEPT = 60, 70, 80, 90
+DISPATCH, SEEN, MOVING, ELSEWHERE, DELIVERY, INGRESS, INGRESS_ACCEPT = 60, 61, 62, 63, 70, 80, 90
 
 METADATA_ADDRESS = "169.254.169.254"
 
@@ -90,7 +96,7 @@ def adding(flows: Iterable[str]) -> list[str]:
 def base_flows() -> list[str]:
     """What does not depend on ports."""
     flow = _Writer(base_cookie())
-    for table in (CLASSIFY, SPOOFING, EGRESS, DELIVERY, INGRESS):
+    for table in (CLASSIFY, SPOOFING, EGRESS, MOVING, DELIVERY, INGRESS):
         flow(table, 0, "", "drop")
     for forbidden in ("udp,tp_dst=68", "udp6,tp_dst=546"):  # clients mind not from which port they are told
         flow(SPOOFING, 200, forbidden, "drop")
@@ -98,6 +104,7 @@ def base_flows() -> list[str]:
         flow(SPOOFING, 200, f"icmp6,icmp_type={kind}", "drop")
     flow(SPOOFING, 90, f"icmp6,icmp_type={_NEIGHBOUR_ADVERTISEMENT}", "drop")  # of an address not its own
     flow(DISPATCH, 0, "", "NORMAL")
+    flow(MOVING, 100, "reg7=1", f"goto_table:{DELIVERY}")
     flow(DISPATCH, 60, f"ip,{_GROUP},nw_dst=224.0.0.0/4", "NORMAL")
     flow(DISPATCH, 60, f"ip,{_GROUP},nw_dst=255.255.255.255", "NORMAL")
     flow(DISPATCH, 60, f"ipv6,{_GROUP},ipv6_dst=ff00::/8", "NORMAL")
@@ -131,15 +138,30 @@ def _tracked(flow: _Writer, table: int, accept: int, onward: str) -> None:
 def trunk_flows(ofport: int) -> list[str]:
     """A tunnel or patch port: its frames say their VLAN."""
     flow = _Writer(trunk_cookie(ofport))
-    vlan = "move:OXM_OF_VLAN_VID[0..11]->NXM_NX_REG5[0..11]"
-    flow(CLASSIFY, 50, f"in_port={_number(ofport)},vlan_tci=0x1000/0x1000", f"{vlan},goto_table:{DISPATCH}")
+    flow(MOVING, 50, f"in_port={_number(ofport)}", f"goto_table:{DELIVERY}")
+    onward = f"move:OXM_OF_VLAN_VID[0..11]->NXM_NX_REG5[0..11],resubmit(,{ELSEWHERE}),goto_table:{DISPATCH}"
+    flow(CLASSIFY, 50, f"in_port={_number(ofport)},vlan_tci=0x1000/0x1000", onward)
+    return flow.flows
+
+
+def all_trunks_flows(ofports: Iterable[int]) -> list[str]:
+    """What is for a guest that runs elsewhere goes to all trunks, also when nobody knows to which."""
+    flow = _Writer(trunk_cookie(0))
+    outputs = ",".join(f"output:{_number(ofport)}" for ofport in sorted(ofports))
+    if outputs:
+        vlan = "push_vlan:0x8100,move:NXM_NX_REG5[0..11]->OXM_OF_VLAN_VID[0..11]"
+        flow(MOVING, 10, "", f"{vlan},{outputs}")
     return flow.flows
 
 
 def network_flows(network: NetworkDetails, dhcp_ofport: int) -> list[str]:
-    """The network's own port on this host, and its broadcast addresses."""
+    """The network's own port on this host, and its broadcast addresses.
+
+    Each host has such a port with the same MAC: nothing of another host's may come here.
+    """
     vlan = _vlan(network.vlan)
     flow = _Writer(network_cookie(vlan))
+    flow(CLASSIFY, 120, f"dl_vlan={vlan},dl_src={server_mac(network.network_id)}", "drop")
     flow(CLASSIFY, 80, f"in_port={_number(dhcp_ofport)}", f"load:{vlan}->NXM_NX_REG5[],goto_table:{DISPATCH}")
     for subnet in network.subnets:
         cidr = _address(subnet.cidr)
@@ -155,7 +177,11 @@ def port_flows(port: PortDetails, ofport: int, zone: int) -> list[str]:
     vlan, mac = _vlan(port.vlan), _mac(port.mac)
     untagged = f"in_port={_number(ofport)},vlan_tci=0x0000/0x1000"
     enter = f"load:{vlan}->NXM_NX_REG5[],load:{zone}->NXM_NX_REG6[]"
+    if port.moving:
+        enter += f",{_seen(port, zone, here=True)}"
+        flow(ELSEWHERE, 100, f"reg5={vlan},dl_src={mac}", _seen(port, zone, here=False))
     if not port.port_security:
+        flow(CLASSIFY, 110, f"{untagged},dl_src={server_mac(port.network_id)}", "drop")
         flow(CLASSIFY, 100, untagged, f"{enter},goto_table:{DISPATCH}")
         return flow.flows
     flow(CLASSIFY, 100, untagged, f"{enter},goto_table:{SPOOFING}")
@@ -163,6 +189,9 @@ def port_flows(port: PortDetails, ofport: int, zone: int) -> list[str]:
     for priority, match, action in _spoofing(identities):
         flow(SPOOFING, priority, f"in_port={ofport},{match}", action)
     deliver = f"load:{zone}->NXM_NX_REG6[],goto_table:{DELIVERY}"
+    if port.moving:
+        here = f"load:{int(port.active)}->NXM_NX_REG7[]"
+        deliver = f"load:{zone}->NXM_NX_REG6[],{here},resubmit(,{SEEN}),goto_table:{MOVING}"
     flow(DISPATCH, 65535, f"reg5={vlan},dl_dst={mac}", deliver)
     for other in dict.fromkeys(identity[0] for identity in identities if identity[0] != mac):
         # Several ports may share a MAC (VRRP): priorities that differ keep each one's flow alive.
@@ -172,6 +201,18 @@ def port_flows(port: PortDetails, ofport: int, zone: int) -> list[str]:
         for match in _understood(rule, port):
             flow(table, 100, f"reg6={zone},ct_state=-rpl+trk,{match}", f"goto_table:{accept}")
     return flow.flows
+
+
+def _seen(port: PortDetails, zone: int, *, here: bool) -> str:
+    """Whatever a guest sends tells where it runs."""
+    match = f"reg5={port.vlan},dl_dst={_mac(port.mac)}"
+    return f"learn(table={SEEN},cookie={port_cookie(zone):#x},{match},load:{int(here)}->NXM_NX_REG7[])"
+
+
+def server_mac(network_id: str) -> str:
+    """Of a network's own port: the same on every host, so that a guest that moves finds what it knows."""
+    digest = hashlib.sha256(network_id.encode()).digest()
+    return ":".join(f"{octet:02x}" for octet in b"\x02\x6b\x6e" + digest[:3])
 
 
 def _understood(rule: FilterRule, port: PortDetails) -> list[str]:

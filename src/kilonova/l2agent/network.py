@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import shutil
 import socket
@@ -16,7 +15,7 @@ from kilonova.errors import HostFault, Invalid, TryAgain
 from kilonova.l2agent import namespace
 from kilonova.l2agent.dhcp import DhcpServer
 from kilonova.l2agent.files import write_whole
-from kilonova.l2agent.flows import METADATA_ADDRESS
+from kilonova.l2agent.flows import METADATA_ADDRESS, server_mac
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.switch import NETWORK, OWNER, Switch, SwitchPort
 from kilonova.model.wiring import NetworkDetails
@@ -100,7 +99,7 @@ class LocalNetwork:
         self.details = details
 
     async def _ensure(self, details: NetworkDetails) -> None:
-        shape = msgspec.structs.replace(details, hosts=())
+        shape = msgspec.structs.replace(details, hosts=(), peers=())
         moved = False
         if self._ready is None or self._ready != (shape, self._switch.ports().get(self.device)):
             self._ready = None
@@ -165,12 +164,6 @@ class LocalNetwork:
 def recorded_networks(directory: Path) -> list[str]:
     """The networks of which something may be left here, by what ``ensure`` wrote down."""
     return [path.read_text() for path in sorted(directory.glob("*/network"))]
-
-
-def server_mac(network_id: str) -> str:
-    """The same on every host: a guest that moves finds its server at the address that it knows."""
-    digest = hashlib.sha256(network_id.encode()).digest()
-    return ":".join(f"{octet:02x}" for octet in b"\x02\x6b\x6e" + digest[:3])
 
 
 def _directory_name(network_id: str) -> str:

@@ -42,6 +42,8 @@ class LocalNetworks:
         self._place = place
         self._on_broken = on_broken
         self._networks: dict[str, LocalNetwork] = {}
+        self._reach: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self.revision = 0  # grows when what ``reach`` gives changes
         self._installed: dict[str, tuple[int, list[str]]] = {}  # the VLAN and the flows that are in
 
     def get(self, network_id: str) -> LocalNetwork | None:
@@ -53,6 +55,10 @@ class LocalNetworks:
     def devices(self) -> dict[str, str]:
         """The networks by their own devices on the switch."""
         return {network.device: network_id for network_id, network in self._networks.items()}
+
+    def reach(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """The networks, with their VLANs and where tunnels to their other hosts end."""
+        return self._reach
 
     async def converge(
         self, network_ids: Iterable[str], ports: Collection[PortDetails]
@@ -76,6 +82,10 @@ class LocalNetworks:
         macs = {port.mac.lower() for port in ports if port.network_id == network_id}
         await network.ensure(details, macs)
         await self._install(network_id, details, network.ofport)
+        reach = (details.vlan, details.peers)
+        if self._reach.get(network_id) != reach:
+            self._reach[network_id] = reach
+            self.revision += 1
 
     async def _install(self, network_id: str, details: NetworkDetails, ofport: int | None) -> None:
         if ofport is None:
@@ -95,6 +105,8 @@ class LocalNetworks:
                 await self._flow_table.change([flows.delete(flows.network_cookie(installed[0]))])
             await self._networks[network_id].remove()
             del self._networks[network_id]
+            if self._reach.pop(network_id, None) is not None:
+                self.revision += 1
             log.info("network has left the host", network=network_id)
 
     async def remove_strays(self) -> None:

@@ -60,6 +60,11 @@ class FlowTable:
         command = [*self._command("dump-flows"), self._target, f"cookie={cookie:#x}/-1", "--no-stats"]
         return "actions=" in await run(*command)
 
+    async def send_from(self, ofport: int, frame: bytes) -> None:
+        """Forward a frame as if it had come in by a port; its flows are not asked."""
+        packet = f"in_port={ofport},packet={frame.hex()},actions=NORMAL"
+        await run(*self._command("packet-out"), self._target, packet)
+
     async def forget_connections(self, zone: int) -> None:
         """Empty a zone of connection tracking."""
         await run("ovs-ofctl", "ct-flush-zone", self._target, str(zone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class L2Options(msgspec.Struct, frozen=True, kw_only=True):
     datapath_type: str = "auto"  # or "system", "netdev"
     dhcp_domain: str = "novalocal"
     prefix: str = "kn"
+    local_ip: str = ""  # IPv4: where tunnels of other hosts end here; without it there are no tunnels
+    vxlan_port: int = 4789
     compare_interval: float = 60.0  # seconds between two comparisons of everything
 
     def __post_init__(self) -> None:
@@ -35,3 +38,7 @@ class L2Options(msgspec.Struct, frozen=True, kw_only=True):
             raise Invalid(f"'{self.bridge}' is no name for a bridge.")
         if self.datapath_type not in ("auto", "system", "netdev"):
             raise Invalid(f"datapath_type '{self.datapath_type}' is neither auto, system nor netdev.")
+        try:
+            ipaddress.IPv4Address(self.local_ip or "0.0.0.0")
+        except ValueError:
+            raise Invalid(f"local_ip '{self.local_ip}' is no IPv4 address.") from None

@@ -1,18 +1,19 @@
 """The ports of guests on this host: wired as the network service says, or dead.
 
-The order is the promise: a port's network and flows are there before it gets its VLAN, and it is in the dead
-VLAN before they go.
+The order is the promise: a port's network, tunnels and flows are there before it gets its VLAN, and it is in
+the dead VLAN before they go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import msgspec
 import structlog
 
 from kilonova.errors import Invalid, KilonovaError, NotFound, TryAgain
 from kilonova.l2agent import flows
+from kilonova.l2agent.announcing import announcements
 from kilonova.l2agent.answers import gathered
 from kilonova.l2agent.networks import LocalNetworks
 from kilonova.l2agent.openflow import FlowTable
@@ -51,17 +52,23 @@ class LocalPorts:
         flow_table: FlowTable,
         networks: LocalNetworks,
         host: str,
+        reach_peers: Callable[[], Awaitable[None]],
     ) -> None:
+        """``reach_peers`` connects the networks that are new here to their other hosts."""
         self._source = source
         self._switch = switch
         self._flow_table = flow_table
         self._networks = networks
         self._host = host
+        self._reach_peers = reach_peers
         self._zones = Zones()
         self._wired: dict[str, Wired] = {}
         self._hoped: dict[str, PortDetails] = {}  # those that are to be wired and could not be so far
         self._told: set[str] = set()  # those that the network service was told to be up
         self._tell_down: set[str] = set()
+        self._begun = False
+        self._late: set[str] = set()  # those whose guests may have come before they could be wired
+        self._arrived: set[str] = set()  # those that are to be announced
         self._stale: set[str] = set()  # names of ports that had neither device nor owner
 
     def ids(self) -> set[str]:
@@ -98,6 +105,8 @@ class LocalPorts:
             (unwire if port is None or port.ofport is None else asked).append(port_id)
         calls = {port_id: self._source.port(port_id, self._host) for port_id in asked}
         answers, failed = await gathered(calls)
+        self._late |= failed.keys()
+        self._told -= {port_id for port_id, new in answers.items() if new is not None and not new.up}
         wire = {port_id: new for port_id, new in answers.items() if new is not None and new.admin_state_up}
         unwire += answers.keys() - wire.keys()
         await self._unwire(unwire)
@@ -123,9 +132,14 @@ class LocalPorts:
 
     async def _wire(self, wanted: dict[str, PortDetails]) -> dict[str, KilonovaError]:
         await self._unwire([port_id for port_id, new in wanted.items() if self._has_moved(port_id, new)])
+        if not self._begun:
+            self._begun = True
+            self._late |= wanted.keys()
+        self._late |= wanted.keys() & self._hoped.keys()
         self._hoped |= {port_id: new for port_id, new in wanted.items() if port_id not in self._wired}
         fresh = {new.network_id for port_id, new in wanted.items() if self._needs_lease(port_id, new)}
         bad = await self._networks.converge(fresh, [*wanted.values(), *self.details()])
+        await self._reach_peers()
         failed = {port_id: bad[new.network_id] for port_id, new in wanted.items() if new.network_id in bad}
         ready = {port_id: new for port_id, new in wanted.items() if port_id not in failed}
         try:
@@ -138,6 +152,7 @@ class LocalPorts:
                     failed[port_id] = error
             nonsense = [port_id for port_id in ready if isinstance(failed.get(port_id), Invalid)]
             await self._unwire(nonsense)  # what it was once allowed holds no more
+        self._late |= failed.keys()
         return failed | await self._tell(ready.keys() - failed.keys(), up=True)
 
     def _has_moved(self, port_id: str, new: PortDetails) -> bool:
@@ -170,16 +185,40 @@ class LocalPorts:
             if not wired.is_right(port):
                 access.append((port, details.vlan, zone))
         await self._flow_table.change(lines)
+        dead = {port.iface_id for port, _, _ in access}
+        self._arrived |= {
+            each for each in fresh if self._has_arrived(each, fresh[each].details, each in dead)
+        }
         self._wired |= fresh
         for port_id in fresh:
             self._hoped.pop(port_id, None)
+            self._late.discard(port_id)
         if access:
             await self._switch.wire(access)
         if access or not fresh.keys() <= self._told:  # an earlier try may have been left unconfirmed
             await self._switch.applied()
         now = self._switch.guest_ports()
+        await self._announce(now)
         changed = [port_id for port_id, wired in fresh.items() if not wired.is_right(now.get(port_id))]
         return {port_id: TryAgain("It was changed while it was wired.") for port_id in changed}
+
+    def _has_arrived(self, port_id: str, new: PortDetails, dead: bool) -> bool:
+        """Whether others may think its guest elsewhere, which need not say a word by itself."""
+        old = self._wired.get(port_id)
+        passive = old is not None and not old.details.active
+        return new.active and (passive or (dead and port_id in self._late))
+
+    async def _announce(self, ports: dict[str, SwitchPort]) -> None:
+        """Say to their networks which guests are here now that were elsewhere, if they can be heard."""
+        for port_id in tuple(self._arrived):
+            wired = self._wired.get(port_id)
+            if wired is not None and not wired.is_right(ports.get(port_id)):
+                continue
+            if wired is not None:
+                for frame in announcements(wired.details):
+                    await self._flow_table.send_from(wired.ofport, frame)
+                log.info("guest has arrived", port=port_id)
+            self._arrived.discard(port_id)
 
     # ---- out ----
 
@@ -196,6 +235,7 @@ class LocalPorts:
         networks = {self._wired.pop(port_id).details.network_id for port_id in known}
         for port_id in port_ids:
             self._hoped.pop(port_id, None)
+            self._late.discard(port_id)
             self._zones.release(port_id)
             if port_id in self._told or port_id in alive:  # what a former life wired, it also told
                 self._tell_down.add(port_id)

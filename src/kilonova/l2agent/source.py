@@ -16,6 +16,9 @@ class WiringSource(Protocol):
 
     async def network(self, network_id: str) -> NetworkDetails | None: ...
 
+    async def tell_peers(self, network_id: str, host: str) -> None:
+        """``host`` has got its first port of the network: the other hosts are to look at it anew."""
+
     async def port_up(self, port_id: str, host: str) -> None:
         """The port is wired: its status becomes ACTIVE and the server's host is told."""
 

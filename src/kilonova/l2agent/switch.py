@@ -20,8 +20,8 @@ DEAD_VLAN = 4095
 TABLES = {
     "Open_vSwitch": ["cur_cfg", "bridges"],
     "Bridge": ["name", "ports", "datapath_type", "fail_mode"],
-    "Port": ["name", "interfaces", "tag", "vlan_mode", "trunks", "external_ids"],
-    "Interface": ["name", "type", "ofport", "external_ids", "error"],
+    "Port": ["name", "interfaces", "tag", "vlan_mode", "trunks", "protected", "external_ids"],
+    "Interface": ["name", "type", "ofport", "options", "external_ids", "error"],
 }
 OWNER = "kilonova-owner"  # external ids of ports that the agent made itself
 NETWORK = "kilonova-network"
@@ -43,6 +43,8 @@ class SwitchPort(msgspec.Struct, frozen=True, kw_only=True):
     tag: int | None
     vlan_mode: str | None
     trunks: tuple[int, ...]
+    protected: bool = False
+    options: dict[str, str] = {}  # of a tunnel
 
     @property
     def is_trunk(self) -> bool:
@@ -219,9 +221,25 @@ class Switch:
         It is *protected*: it exchanges nothing with other protected ports, which all tunnels are to be; so
         each host's DHCP server answers its own guests only.
         """
-        ids = ["map", [[key, value] for key, value in external_ids.items()]]
-        columns = {"tag": vlan, "protected": True, "external_ids": ids}
-        device = {"mac": mac, "mtu_request": mtu}
+        columns = {"tag": vlan, "protected": True, "external_ids": _map(external_ids)}
+        await self._have(name, "internal", columns, {"mac": mac, "mtu_request": mtu})
+
+    async def have_tunnel(
+        self, name: str, *, options: dict[str, str], vlans: set[int], external_ids: dict[str, str]
+    ) -> None:
+        """A port to the switch of another host, for frames with the tags of these networks.
+
+        Protected, as `add_internal_port` says: so there are no loops either, however many hosts there are.
+        """
+        columns = {
+            "vlan_mode": "trunk",
+            "trunks": ["set", sorted(vlans)],
+            "protected": True,
+            "external_ids": _map(external_ids),
+        }
+        await self._have(name, "vxlan", columns, {"options": _map(options)})
+
+    async def _have(self, name: str, kind: str, columns: Row, device: Row) -> None:
         existing = self._ports.get(name)
         if existing is not None:
             where = [["name", "==", name]]
@@ -231,7 +249,7 @@ class Switch:
             )
             return
         new_port = {"name": name, "interfaces": ["named-uuid", "i"], **columns}
-        new_device = {"name": name, "type": "internal", **device}
+        new_device = {"name": name, "type": kind, **device}
         await self._transact(
             {"op": "insert", "table": "Interface", "uuid-name": "i", "row": new_device},
             {"op": "insert", "table": "Port", "uuid-name": "p", "row": new_port},
@@ -300,7 +318,13 @@ def _port(uuid: str, row: Row, interface: Row) -> SwitchPort:
         tag=as_optional(row["tag"]),
         vlan_mode=as_optional(row["vlan_mode"]),
         trunks=tuple(as_set(row["trunks"])),
+        protected=bool(row.get("protected")),
+        options=as_map(interface.get("options", ["map", []])),
     )
+
+
+def _map(values: dict[str, str]) -> list[Any]:
+    return ["map", [[key, value] for key, value in values.items()]]
 
 
 def _update_port(port: SwitchPort, row: Row) -> Operation:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
-from kilonova.clock import SECOND, Clock
+from kilonova.clock import SECOND, Clock, set_within
 
 Key = tuple[str, str]
 """What kind of thing, and which one."""
@@ -68,19 +67,7 @@ class Todo:
                 if EVERYTHING in keys:
                     self._compared = now
                 return keys
-            await self._wait(min([deadline, *self._later.values()]) - now)
-
-    async def _wait(self, micros: int) -> None:
-        self._woken.clear()
-        waits = [
-            asyncio.ensure_future(self._woken.wait()),
-            asyncio.ensure_future(self._clock.sleep(max(micros, 0) / SECOND)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            for wait in waits:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await wait
+            self._woken.clear()
+            await set_within(
+                (min([deadline, *self._later.values()]) - now) / SECOND, self._clock, self._woken
+            )

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import msgspec
 
 from kilonova.clock import Clock
-from kilonova.db import instance_list, instance_mappings
+from kilonova.db import instance_list, instance_mappings, instances
 from kilonova.db.cells import Cell
 from kilonova.db.engine import Row, Tx
 from kilonova.db.instance_list import ServerList
 from kilonova.errors import NotFound
+from kilonova.listing.between_cells import moved_away, undisturbed
 from kilonova.listing.merge import Marker, Merge, Start, Values
 from kilonova.listing.options import ListOptions
 
@@ -28,8 +29,15 @@ class _Servers:
     """One cell's part."""
 
     def __init__(
-        self, cell: Cell, wanted: ServerList, columns: tuple[str, ...], without: frozenset[str]
+        self,
+        cells: Sequence[Cell],
+        cell: Cell,
+        wanted: ServerList,
+        columns: tuple[str, ...],
+        without: frozenset[str],
     ) -> None:
+        self.gone: set[str] = set()  # what is read of these is read in another cell, too
+        self._cells = cells
         self.cell = cell
         self.name = cell.name
         self._wanted = wanted
@@ -37,8 +45,8 @@ class _Servers:
         self._without = without
 
     async def batch(self, start: Start | None, size: int | None) -> Sequence[Row]:
-        def read(tx: Tx) -> list[Row]:
-            return instance_list.batch(
+        def read(tx: Tx) -> tuple[list[Row], list[str]]:
+            found = instance_list.batch(
                 tx,
                 self._wanted,
                 self._columns,
@@ -47,8 +55,11 @@ class _Servers:
                 start=None if start is None else start.values,
                 inclusive=start is not None and start.inclusive,
             )
+            return found, instances.uuids_leaving(tx) if len(self._cells) > 1 else []
 
-        return await self.cell.db.read(read)
+        rows, leaving = await self.cell.db.read(read)
+        self.gone |= await moved_away(self._cells, self.cell, leaving)
+        return rows
 
 
 async def list_servers(
@@ -63,6 +74,8 @@ async def list_servers(
 ) -> ServersFound:
     """One page.  The first of ``cells`` is the first cell, whose database has the mappings.
 
+    A server is on it once, also one that moves from one cell to another meanwhile.
+
     ``tolerant`` None: as the operator has it.  Raises NotFound for a marker that is not there, Unreachable
     for one whose cell is down, or for any cell that is down where none may be left out.
     """
@@ -70,9 +83,36 @@ async def list_servers(
     marker = None if wanted.marker is None else await _marker(cells, wanted, wanted.marker)
     if wanted.limit == 0:
         return ServersFound([], ())
-    sources = [_Servers(cell, wanted, columns, without) for cell in asked]
+
+    async def look() -> ServersFound:
+        return await _merged(cells, asked, marker, wanted, (columns, without), clock, options, tolerant)
+
+    return await undisturbed(cells, look, clock, options.time_limit)
+
+
+async def _merged(
+    cells: Sequence[Cell],
+    asked: Sequence[Cell],
+    marker: Marker | None,
+    wanted: ServerList,
+    shown: tuple[tuple[str, ...], frozenset[str]],
+    clock: Clock,
+    options: ListOptions,
+    tolerant: bool | None,
+) -> ServersFound:
+    sources = [_Servers(cells, cell, wanted, *shown) for cell in asked]
     sort = instance_list.over_cells(wanted.sort)
     keys = len(sort)
+    uuid = [name for name, _ in sort].index("uuid") - keys
+    gone = {source.name: source.gone for source in sources}
+    seen = {wanted.marker}
+
+    def takes(source: str, row: Row) -> bool:
+        if row[uuid] in seen or row[uuid] in gone[source]:
+            return False
+        seen.add(row[uuid])
+        return True
+
     merge: Merge[Row] = Merge(
         lambda row: row[-keys:],
         [descending for _, descending in sort],
@@ -81,6 +121,7 @@ async def list_servers(
         clock=clock,
         time_limit=options.time_limit,
         tolerant=options.skip_down_cells if tolerant is None else tolerant,
+        takes=takes,
     )
     merged = await merge.run(sources, marker)
     down = tuple(source.cell for source in sources if source.name in merged.failed)

@@ -150,7 +150,8 @@ class Merge(Generic[T]):
 
     ``values_of`` gives a record's values for the sort keys, ``descending`` the directions.  ``limit`` None or
     0: no limit.  ``batch`` is how many records a cell is asked for at a time (None: as many as are wanted).
-    ``tolerant``: sources that fail are left out; otherwise they are an error.
+    ``tolerant``: sources that fail are left out; otherwise they are an error.  ``takes`` is asked of
+    each record, and its source's name, when its turn comes: others are left out.
     """
 
     def __init__(
@@ -163,7 +164,9 @@ class Merge(Generic[T]):
         clock: Clock,
         time_limit: float = TIME_LIMIT,
         tolerant: bool = True,
+        takes: Callable[[str, T], bool] = lambda source, record: True,
     ) -> None:
+        self._takes = takes
         self._values_of = values_of
         self._descending = tuple(descending)
         self._limit = limit or None
@@ -202,7 +205,8 @@ class Merge(Generic[T]):
             number = heap[0][1]
             stream = streams[number]
             record = stream.take()
-            records.append(record)
+            if self._takes(stream.source.name, record):
+                records.append(record)
             if stream.empty and len(records) != self._limit:
                 stream.start = Start(self._values_of(record))
                 await self._fill(stream, self._size(len(records)), alarm)

@@ -11,6 +11,7 @@ from kilonova.db import migrations
 from kilonova.db.cells import Cell, PatientDatabase
 from kilonova.db.engine import Tx
 from kilonova.errors import KilonovaError, NotFound
+from kilonova.listing.between_cells import undisturbed
 from kilonova.listing.merge import Marker, Merge, Start
 from kilonova.listing.options import ListOptions
 from kilonova.model.migration import Migration
@@ -66,7 +67,8 @@ async def list_migrations(
         tolerant=options.skip_down_cells,
     )
     sources = [_Migrations(cell, filters, newest_first) for cell in cells]
-    return collapsed((await merge.run(sources, after)).records)
+    merged = await undisturbed(cells, lambda: merge.run(sources, after), clock, options.time_limit)
+    return collapsed(merged.records)
 
 
 def collapsed(found: Sequence[Migration]) -> list[Migration]:

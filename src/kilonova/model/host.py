@@ -8,6 +8,9 @@ from kilonova.model.host_resources import Item
 from kilonova.model.numa import HostTopology
 from kilonova.model.pci import PciDevice
 
+TUNNELING_IP = "tunneling_ip"
+"""In the details of a host: where tunnels of other hosts to it end, in Neutron's word."""
+
 DISABLED_TRAIT = "COMPUTE_STATUS_DISABLED"
 """On the provider of a host to which no new servers may go."""
 
@@ -70,6 +73,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of the messages that its agent understands
     initial_ratios: tuple[str, ...] = ()  # as a ProviderReport's: what placement has goes before
     starting: bool = False  # its agent has just started: inventories may move between providers
+    boot_id: str = ""  # another one whenever the host was booted; empty: not known
+    resume_guests: bool = False  # when it was booted, guests that ran are to run again
 
     @property
     def tree(self) -> tuple[ProviderReport, ...]:
@@ -111,3 +116,5 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[Metric, ...] = ()
     failed_builds: int = 0  # since the last one that succeeded
     cell_uuid: str | None = None  # None: in the first cell
+    boot_id: str = ""  # of the boot after which its guests were last seen to; empty: not known
+    booted_at: int = 0  # when the last boot that we know of was reported

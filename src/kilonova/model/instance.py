@@ -6,6 +6,7 @@ import msgspec
 
 from kilonova.model.flavor import Flavor
 from kilonova.model.port import Vif
+from kilonova.model.volume import Attachment
 
 
 def instance_name(template: str, number: int, uuid: str) -> str:
@@ -91,9 +92,12 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     hints: dict[str, object] = {}
     security_groups: tuple[str, ...] = ()
     vifs: tuple[Vif, ...] = ()
+    volumes: tuple[Attachment, ...] = ()
     fault: Fault | None = None
     created_at: int = 0
     updated_at: int | None = None
     launched_at: int | None = None
     terminated_at: int | None = None
     deleted_at: int | None = None
+    residence: int = 0  # how often it has changed its cell
+    leaving: str | None = None  # the cell for which it is leaving this one: nobody changes it meanwhile

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+DELEGATION = "os_vif_delegation"
+"""In a binding's profile: whether os-vif makes the OVS port at that host (True), or libvirt (False)."""
+
+Profiles = dict[str, dict[str, str | bool | int]]
+"""Port -> what its binding's profile is to say."""
+
 
 class FixedIp(msgspec.Struct, frozen=True, kw_only=True):
     subnet_id: str
@@ -25,7 +31,8 @@ class Vif(msgspec.Struct, frozen=True, kw_only=True):
     """A port bound (or to be bound) to a host: what the agent needs to plug it and the API to show it.
 
     ``vif_type`` is ``ovs`` or ``unbound``; ``details`` are the binding's vif_details
-    (``datapath_type``, ``ovs_hybrid_plug`` ...); ``preserve_on_delete`` marks a port that the user made.
+    (``datapath_type``, ``ovs_hybrid_plug`` ...); ``preserve_on_delete`` marks a port that the user made,
+    ``delegate_create`` one whose OVS port os-vif makes, and not the hypervisor.
     """
 
     port_id: str

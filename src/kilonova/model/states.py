@@ -182,6 +182,10 @@ _HARD_REBOOT_TASKS: frozenset[str | None] = frozenset(
     }
 )
 
+_WITH_VOLUMES = frozenset(
+    {Vm.ACTIVE, Vm.PAUSED, Vm.STOPPED, Vm.RESIZED, Vm.SOFT_DELETED, Vm.SHELVED, Vm.SHELVED_OFFLOADED}
+)
+
 GUARDS: dict[str, Guard] = {
     guard.operation: guard
     for guard in (
@@ -242,6 +246,125 @@ GUARDS: dict[str, Guard] = {
             sets=Task.REBOOTING_HARD,
             action="reboot",
             policy="os_compute_api:servers:reboot",
+        ),
+        Guard(
+            operation="evacuate",
+            vm=frozenset({Vm.ACTIVE, Vm.STOPPED, Vm.ERROR}),
+            task=None,
+            lock=False,
+            host=True,
+            sets=Task.REBUILDING,
+            action="evacuate",
+            policy="os_compute_api:os-evacuate",
+        ),
+        Guard(
+            operation="live_migrate",
+            vm=frozenset({Vm.ACTIVE, Vm.PAUSED}),
+            host=True,
+            sets=Task.MIGRATING,
+            action="live-migration",
+            policy="os_compute_api:os-migrate-server:migrate_live",
+        ),
+        Guard(  # sets nothing: the task goes on
+            operation="live_migration_force_complete",
+            vm=frozenset({Vm.ACTIVE}),
+            task=frozenset({Task.MIGRATING}),
+            action="live_migration_force_complete",
+            policy="os_compute_api:servers:migrations:force_complete",
+        ),
+        Guard(
+            operation="live_migration_abort",
+            vm=None,
+            task=frozenset({Task.MIGRATING}),
+            action="live_migration_cancel",
+            policy="os_compute_api:servers:migrations:delete",
+        ),
+        Guard(
+            operation="resize",
+            vm=frozenset({Vm.ACTIVE, Vm.STOPPED}),
+            host=True,
+            sets=Task.RESIZE_PREP,
+            action="resize",
+            policy="os_compute_api:servers:resize",
+        ),
+        Guard(
+            operation="migrate",
+            vm=frozenset({Vm.ACTIVE, Vm.STOPPED}),
+            host=True,
+            sets=Task.RESIZE_PREP,
+            action="migrate",
+            policy="os_compute_api:os-migrate-server:migrate",
+        ),
+        Guard(  # sets nothing, as in Nova: only the migration tells that it is being confirmed
+            operation="confirm_resize",
+            vm=frozenset({Vm.RESIZED}),
+            action="confirmResize",
+            policy="os_compute_api:servers:confirm_resize",
+        ),
+        Guard(
+            operation="revert_resize",
+            vm=frozenset({Vm.RESIZED}),
+            sets=Task.RESIZE_REVERTING,
+            action="revertResize",
+            policy="os_compute_api:servers:revert_resize",
+        ),
+        Guard(
+            operation="snapshot",
+            vm=frozenset({Vm.ACTIVE, Vm.STOPPED, Vm.PAUSED, Vm.SUSPENDED}),
+            lock=False,
+            host=True,
+            sets=Task.IMAGE_SNAPSHOT_PENDING,
+            action="createImage",
+            policy="os_compute_api:servers:create_image",
+        ),
+        Guard(  # sets nothing, as in Nova; nor does a detach
+            operation="attach_interface",
+            vm=frozenset({Vm.ACTIVE, Vm.PAUSED, Vm.STOPPED}),
+            host=True,
+            action="attach_interface",
+            policy="os_compute_api:os-attach-interfaces:create",
+        ),
+        Guard(
+            operation="detach_interface",
+            vm=frozenset({Vm.ACTIVE, Vm.PAUSED, Vm.STOPPED}),
+            host=True,
+            action="detach_interface",
+            policy="os_compute_api:os-attach-interfaces:delete",
+        ),
+        Guard(
+            operation="attach_volume",
+            vm=_WITH_VOLUMES,
+            action="attach_volume",
+            policy="os_compute_api:os-volumes-attachments:create",
+        ),
+        Guard(
+            operation="detach_volume",
+            vm=_WITH_VOLUMES,
+            action="detach_volume",
+            policy="os_compute_api:os-volumes-attachments:delete",
+        ),
+        Guard(
+            operation="shelve",
+            vm=frozenset({Vm.ACTIVE, Vm.STOPPED, Vm.PAUSED, Vm.SUSPENDED}),
+            host=True,
+            sets=Task.SHELVING,
+            action="shelve",
+            policy="os_compute_api:os-shelve:shelve",
+        ),
+        Guard(
+            operation="shelve_offload",
+            vm=frozenset({Vm.SHELVED}),
+            host=True,
+            sets=Task.SHELVING_OFFLOADING,
+            action="shelveOffload",
+            policy="os_compute_api:os-shelve:shelve_offload",
+        ),
+        Guard(
+            operation="unshelve",
+            vm=frozenset({Vm.SHELVED, Vm.SHELVED_OFFLOADED}),
+            sets=Task.UNSHELVING,
+            action="unshelve",
+            policy="os_compute_api:os-shelve:unshelve",
         ),
     )
 }

@@ -28,6 +28,9 @@ class PortDetails(msgspec.Struct, frozen=True, kw_only=True):
     port_security: bool = True  # False: neither anti-spoofing nor filter
     admin_state_up: bool = True
     rules: tuple[FilterRule, ...] = ()
+    moving: bool = False  # bound to another host, too
+    active: bool = True  # False: the other host has it
+    up: bool = True  # whether the network service knows that it is wired here
 
 
 class DhcpHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,3 +56,4 @@ class NetworkDetails(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     subnets: tuple[DhcpSubnet, ...]
     hosts: tuple[DhcpHost, ...]
+    peers: tuple[str, ...] = ()  # where tunnels to the other hosts of the network end there

@@ -16,6 +16,7 @@ from kilonova.services.identity.port import Identity
 from kilonova.services.image.port import ImageService
 from kilonova.services.network.port import NetworkService
 from kilonova.services.placement.port import Placement
+from kilonova.services.volume.port import VolumeService
 from kilonova.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Cloud:
     image: ImageService
     network: NetworkService
     placement: Placement
+    volume: VolumeService
     hosts: HostDirectory
     scheduler: Scheduler
     journal: Journal

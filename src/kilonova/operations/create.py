@@ -162,7 +162,7 @@ def _instances(
     now = cloud.clock.now()
     mode = image.properties.get("img_config_drive")
     drive = bool(request.config_drive or request.personality or mode == "mandatory")
-    meta = _image_meta(image)
+    meta = image_meta(image)
     disk_config = checks.disk_config(request, image)
     reservation = "r-" + cloud.new_uuid().replace("-", "")[:8]
     result = []
@@ -205,7 +205,7 @@ def _instances(
     return result
 
 
-def _image_meta(image: Image) -> ImageMeta:
+def image_meta(image: Image) -> ImageMeta:
     """The image as it is now, kept with the server."""
     return ImageMeta(
         id=image.id,

@@ -69,30 +69,30 @@ async def check_image(cloud: Cloud, context: RequestContext, request: CreateServ
         raise Invalid(f"Image {image.id} is not active.")
     if not flavor.root_gb and not request.zero_disk:
         raise Forbidden("Only volume-backed servers are allowed for flavors with zero disk.")
-    _check_size(image, flavor)
+    size = max(image.size, image.virtual_size or 0)
+    check_fits(flavor, min_ram=image.min_ram, min_disk=image.min_disk, size=size)
     _check_properties(image, request)
     return image
 
 
-def _check_size(image: Image, flavor: Flavor) -> None:
-    if flavor.memory_mb < image.min_ram:
+def check_fits(flavor: Flavor, *, min_ram: int, min_disk: int, size: int) -> None:
+    """An image that wants MiB, GiB and has bytes must fit a flavor.  Raises Invalid."""
+    if flavor.memory_mb < min_ram:
         raise Invalid(
-            "Flavor's memory is too small for requested image: "
-            f"{flavor.memory_mb} MiB, {image.min_ram} needed."
+            f"Flavor's memory is too small for requested image: {flavor.memory_mb} MiB, {min_ram} needed."
         )
     if not flavor.root_gb:
         return
-    size = max(image.size, image.virtual_size or 0)
     if flavor.root_gb * GIB < size:
         raise Invalid(
             "Flavor's disk is too small for requested image. "
             f"Flavor disk is {flavor.root_gb * GIB} bytes, "
             f"image is {size} bytes."
         )
-    if flavor.root_gb < image.min_disk:
+    if flavor.root_gb < min_disk:
         raise Invalid(
             "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "
-            f"{flavor.root_gb * GIB} bytes, minimum size is {image.min_disk * GIB} bytes."
+            f"{flavor.root_gb * GIB} bytes, minimum size is {min_disk * GIB} bytes."
         )
 
 

@@ -14,18 +14,27 @@ from msgspec.structs import replace
 
 from kilonova.db import hosts
 from kilonova.db.engine import Tx
-from kilonova.errors import HostFault
-from kilonova.journal.model import DONE, Done, Operation, Run, Step, StoredError, Wait
+from kilonova.journal.model import Done, Operation, Run, Step, StoredError
 from kilonova.model.instance import Instance
 from kilonova.model.port import RequestedNetwork
-from kilonova.model.states import Power, Task, Vm
+from kilonova.model.states import Task, Vm
+from kilonova.operations import host_steps
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.leftovers import another_if_down
 from kilonova.operations.placing import place, request_of
-from kilonova.operations.steps import agent_of, apply, command, fault_of, guest_of, host_of, instance_of
+from kilonova.operations.steps import (
+    agent_of,
+    apply,
+    command,
+    guest_of,
+    host_of,
+    in_error,
+    instance_of,
+    most_hosts,
+    with_all_tried,
+)
 from kilonova.scheduler.request import ServerRequest
 from kilonova.services.network.port import PortRequest
-
-VIF_PLUGGED = "network-vif-plugged"
 
 
 class CreateParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,72 +132,18 @@ async def _free_ports(run: Run) -> Done:
 async def _prepare(run: Run) -> Done:
     instance = await instance_of(run)
     assert instance.host is not None
-    await agent_of(run, instance.host).prepare(
-        command(run, "prepare"), await guest_of(run, instance, run.params.files)
-    )
+    async with another_if_down(run, instance.host):
+        await agent_of(run, instance.host).prepare(
+            command(run, "prepare"), await guest_of(run, instance, run.params.files)
+        )
     return Done(host=instance.host)
-
-
-async def _discard(run: Run) -> Done:
-    instance = await instance_of(run)
-    if instance.host is not None:
-        await agent_of(run, instance.host).discard(command(run, "discard"), instance.uuid)
-    return Done(host=instance.host)
-
-
-async def _plug(run: Run) -> Done:
-    instance = await instance_of(run)
-    assert instance.host is not None
-    await agent_of(run, instance.host).plug(command(run, "plug"), await guest_of(run, instance))
-    return Done(host=instance.host)
-
-
-async def _unplug(run: Run) -> Done:
-    instance = await instance_of(run)
-    if instance.host is not None:
-        agent = agent_of(run, instance.host)
-        await agent.unplug(command(run, "unplug"), instance.uuid, instance.vifs)
-    journal = run.cloud.journal
-    return Done(host=instance.host, write=lambda tx: journal.drop_signals(tx, run.instance_uuid))
-
-
-async def _start(run: Run) -> Done:
-    instance = await instance_of(run)
-    assert instance.host is not None
-    guest = await guest_of(run, instance)
-    observed = await agent_of(run, instance.host).start(command(run, "start"), guest, paused=True)
-    return Done(host=instance.host, changes={"observed": observed})
-
-
-async def _destroy(run: Run) -> Done:
-    instance = await instance_of(run)
-    if instance.host is not None:
-        await agent_of(run, instance.host).destroy(command(run, "destroy"), instance.uuid)
-    return Done(host=instance.host, changes={"power_state": Power.NOSTATE})
-
-
-async def _wired(run: Run) -> Done | Wait:
-    cloud: Cloud = run.cloud
-    instance = await instance_of(run)
-    expected = frozenset((VIF_PLUGGED, vif.port_id) for vif in instance.vifs)
-    timeout = cloud.settings.number("vif_plugging_timeout")
-    if not expected or timeout == 0:
-        return DONE
-    fatal = cloud.settings.flag("vif_plugging_is_fatal")
-
-    def late(missing: set[tuple[str, str]]) -> Exception | None:
-        if not fatal:
-            return None
-        ports = ", ".join(sorted(tag for _, tag in missing))
-        return HostFault(f"The network service did not wire the ports {ports} within {timeout} seconds.")
-
-    return Wait(signals=expected, timeout=timeout, late=late)
 
 
 async def _resume(run: Run) -> Done:
     instance = await instance_of(run)
     assert instance.host is not None
-    observed = await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
+    async with another_if_down(run, instance.host):
+        observed = await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
     await _works(run.cloud, instance.host)
     changes: dict[str, Any] = {
         "observed": observed,
@@ -209,23 +164,7 @@ async def _works(cloud: Cloud, host: str) -> None:
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:
     """Everything is undone; the server stays to tell why, unless a delete comes after us."""
     if not error.cancelled:
-        fault = fault_of(_with_all_tried(run, error), run.cloud.clock.now())
-        apply(tx, run, {"vm_state": Vm.ERROR, "task_state": None, "fault": fault})
-
-
-def _with_all_tried(run: Run, error: StoredError) -> StoredError:
-    """When the last of several hosts has failed, the user hears of all of them."""
-    tried: dict[str, str] = run.action.outputs.get("tried", {})
-    if not tried or error.reasons or error.kind != HostFault.__name__:
-        return error
-    reasons = {**tried, str(error.host): error.message}
-    message = f"Exceeded maximum number of retries: {len(reasons)} hosts were tried."
-    return msgspec.structs.replace(error, message=message, reasons=reasons)
-
-
-def _rounds(run: Run) -> int:
-    """How many hosts may be tried; a forced host is the only one."""
-    return 1 if run.params.forced_host else int(run.cloud.settings.number("max_attempts", "scheduler"))
+        in_error(tx, run, with_all_tried(run, error))
 
 
 CREATE = Operation(
@@ -233,10 +172,10 @@ CREATE = Operation(
     steps=(
         Step("place", _place, _unplace, event="conductor_schedule_and_build_instances"),
         Step("ports", _ports, _free_ports, event="compute_allocate_network"),
-        Step("prepare", _prepare, _discard, event="compute_prepare_disks"),
-        Step("plug", _plug, _unplug, event="compute_plug_vifs"),
-        Step("start", _start, _destroy, event="compute__do_build_and_run_instance"),
-        Step("wired", _wired, event="compute_wait_for_vif_plugged"),
+        Step("prepare", _prepare, host_steps.discard, event="compute_prepare_disks"),
+        Step("plug", host_steps.plug, host_steps.unplug, event="compute_plug_vifs"),
+        Step("start", host_steps.start, host_steps.destroy, event="compute__do_build_and_run_instance"),
+        Step("wired", host_steps.wired, event="compute_wait_for_vif_plugged"),
         Step("resume", _resume, event="compute_resume_guest"),
     ),
     params=CreateParams,
@@ -244,6 +183,6 @@ CREATE = Operation(
     failed=_failed,
     deadline=600.0,
     retry_from="place",
-    max_rounds=_rounds,
+    max_rounds=lambda run: most_hosts(run, run.params.forced_host),
     host_of=host_of,
 )

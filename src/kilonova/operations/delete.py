@@ -6,16 +6,30 @@ has is taken away, step by step, until nothing is left.
 
 from __future__ import annotations
 
+import dataclasses
+
 from kilonova.db import instance_mappings, instances, quotas, server_groups
 from kilonova.db.engine import Tx
+from kilonova.errors import Unreachable
 from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, StoredError
 from kilonova.model.context import RequestContext
 from kilonova.model.instance import Instance
-from kilonova.model.states import Task, Vm
-from kilonova.operations import guards
+from kilonova.model.states import Task
+from kilonova.operations import guards, shelved_image
+from kilonova.operations.attachments import free_volumes
 from kilonova.operations.begin import found
 from kilonova.operations.cloud import Cloud
-from kilonova.operations.steps import NoParams, agent_of, apply, command, fault_of, host_of, instance_of
+from kilonova.operations.leftovers import is_down, leave, undone_at
+from kilonova.operations.resize_end import forget_moves
+from kilonova.operations.steps import (
+    NoParams,
+    agent_of,
+    apply,
+    command,
+    host_of,
+    in_error,
+    instance_of,
+)
 
 
 async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str = "delete") -> None:
@@ -45,38 +59,69 @@ async def submit(cloud: Cloud, context: RequestContext, uuid: str, *, guard: str
 
 
 async def _destroy(run: Run) -> Done:
+    """A host that is down is not waited for (Nova's local delete): it is rid of the guest when it is back."""
     instance = await instance_of(run)
     if instance.host is None:
         return DONE
-    await agent_of(run, instance.host).destroy(command(run, "destroy"), instance.uuid)
-    return Done(host=instance.host)
+    host = instance.host
+    if await is_down(run, host):
+        return _left(run, host, instance)
+    try:
+        await agent_of(run, host).destroy(command(run, "destroy"), instance.uuid)
+    except Unreachable:
+        if not await is_down(run, host):
+            raise
+        return _left(run, host, instance)
+    return Done(host=host)
+
+
+LEFT = "left"
+
+
+def _left(run: Run, host: str, instance: Instance) -> Done:
+    return Done(output=LEFT, host=host, write=lambda tx: leave(tx, run, host, instance.vifs))
 
 
 async def _unplug(run: Run) -> Done:
     instance = await instance_of(run)
-    if instance.host is None or not instance.vifs:
+    host = instance.host
+    if host is None or not instance.vifs or run.output("destroy") == LEFT:
         return DONE
-    await agent_of(run, instance.host).unplug(command(run, "unplug"), instance.uuid, instance.vifs)
-    return Done(host=instance.host)
+    return await undone_at(
+        run,
+        host,
+        lambda: agent_of(run, host).unplug(command(run, "unplug"), instance.uuid, instance.vifs),
+        instance.vifs,
+    )
 
 
 async def _discard(run: Run) -> Done:
     instance = await instance_of(run)
-    if instance.host is None:
+    host = instance.host
+    if host is None or run.output("destroy") == LEFT:
         return DONE
-    await agent_of(run, instance.host).discard(command(run, "discard"), instance.uuid)
-    return Done(host=instance.host)
+    return await undone_at(
+        run,
+        host,
+        lambda: agent_of(run, host).discard(command(run, "discard"), instance.uuid),
+        instance.vifs,
+    )
 
 
 async def _free_ports(run: Run) -> Done:
+    """And part with its volumes, in the same commit: few servers have any."""
     await run.cloud.network.deallocate(run.instance_uuid)
-    return Done(changes={"vifs": ()})
+    freed = await free_volumes(run)
+    return dataclasses.replace(freed, changes={**freed.changes, "vifs": ()})
 
 
 async def _finish(run: Run) -> Done:
-    """Give back the claim and the quota, and hide the row: the last commit."""
+    """Give back the claim and the quota, remove what a shelved server was kept in, and hide the row: the last
+    commit."""
     cloud: Cloud = run.cloud
     instance = await instance_of(run)
+    await shelved_image.remove(cloud, instance)
+    moved = await forget_moves(run, None if run.output("destroy") == LEFT else instance.host)
     await cloud.claims.release_server(instance)
     now = cloud.clock.now()
     elsewhere = cloud.cell_uuid is not None
@@ -84,8 +129,11 @@ async def _finish(run: Run) -> Done:
         await cloud.top.write(lambda tx: _give_back_once(tx, instance))
 
     def write(tx: Tx) -> None:
+        moved(tx)
         if instances.mark_deleted(tx, instance.uuid, now) and not elsewhere:
             _give_back(tx, instance)
+            if instance.residence:  # it has been in another cell, and is mapped
+                instance_mappings.mark_gone(tx, instance.uuid)
         cloud.journal.drop_signals(tx, instance.uuid)
 
     return Done(write=write)
@@ -114,8 +162,7 @@ def _give_back_once(tx: Tx, instance: Instance) -> None:
 
 def _failed(tx: Tx, run: Run, error: StoredError) -> None:
     """A delete is never undone, but an operator may have abandoned it: it can then be asked for again."""
-    fault = fault_of(error, run.cloud.clock.now())
-    apply(tx, run, {"vm_state": Vm.ERROR, "task_state": None, "fault": fault})
+    in_error(tx, run, error)
 
 
 DELETE = Operation(

@@ -49,12 +49,11 @@ def request_for_flavor(
     special = claims.wanted(flavor, properties) if is_special_kind(flavor, properties) else Wanted()
     return ServerRequest(
         wanted=wanted,
-        special=special,
         flavor=flavor.name,
         image_id=image.id if image else None,
         image_properties=properties,
         extra_specs=flavor.extra_specs,
-        **more,
+        **{"special": special, **more},
     )
 
 

@@ -15,6 +15,7 @@ from kilonova.model.context import RequestContext
 from kilonova.model.instance import Instance
 from kilonova.model.states import Power, Task, Vm
 from kilonova.operations.cloud import Cloud
+from kilonova.operations.resume_guest import RESUME_GUEST
 from kilonova.operations.stop import STOP, StopParams
 from kilonova.rpc.messages import Observed
 
@@ -32,11 +33,12 @@ WARNED_OF = {Vm.ACTIVE: frozenset({Power.NOSTATE, Power.PAUSED})}
 """vm_state -> the power states that are not as intended, and for which nothing is done."""
 
 
-async def observed(cloud: Cloud, report: Observed) -> None:
-    """Take over a report; one that is older than what is known changes nothing."""
+async def observed(cloud: Cloud, report: Observed, host: str) -> None:
+    """Take over a report of a host; one that is older than what is known changes nothing, nor does that of a
+    host which the server has left meanwhile."""
 
     def write(tx: Tx) -> None:
-        state = instances.observe(tx, report.uuid, report.power_state, report.generation)
+        state = instances.observe(tx, report.uuid, report.power_state, report.generation, host=host)
         if state is None or state[1] is not None or not _differs(state[0], report.power_state):
             return
         instance = instances.show(tx, report.uuid)
@@ -61,6 +63,8 @@ def _agree(tx: Tx, cloud: Cloud, instance: Instance, stopped_for: dict[str, froz
     if power in WARNED_OF.get(instance.vm_state, ()):
         log.warning("power state differs from what is intended", instance=instance.uuid, power_state=power)
     if power not in stopped_for.get(instance.vm_state, ()):
+        return
+    if cloud.journal.awaits(tx, instance.uuid, RESUME_GUEST.name):  # it is off because its host was
         return
     log.warning(
         "power state differs from what is intended; the server is stopped",
@@ -88,7 +92,7 @@ async def synchronise(cloud: Cloud, host: str) -> None:
             log.warning("guest cannot be looked at", instance=instance.uuid, host=host, error=str(error))
             continue
         if seen.power_state != instance.power_state or _differs(instance.vm_state, instance.power_state):
-            await observed(cloud, seen)
+            await observed(cloud, seen, host)
 
 
 def _differs(vm_state: str, power_state: int) -> bool:

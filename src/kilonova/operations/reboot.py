@@ -15,10 +15,10 @@ from kilonova.operations.steps import (
     agent_of,
     apply,
     command,
-    fault_of,
     guest_of,
     host_of,
     idle_again,
+    in_error,
     instance_of,
 )
 
@@ -53,8 +53,7 @@ def _failed(tx: Tx, run: Run, error: StoredError) -> None:
     if after is not None and after.power_state == Power.RUNNING:
         idle_again(tx, run, error)
         return
-    fault = fault_of(error, run.cloud.clock.now())
-    apply(tx, run, {"vm_state": Vm.ERROR, "task_state": None, "fault": fault})
+    in_error(tx, run, error)
 
 
 REBOOT = Operation(

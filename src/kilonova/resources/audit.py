@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from kilonova.db import audit_repairs
-from kilonova.db.audit_facts import CellFacts, TopFacts
+from kilonova.db.audit_facts import Attached, CellFacts, TopFacts
 from kilonova.db.engine import Tx
 from kilonova.errors import Invalid
 from kilonova.model.host_resources import Claim
@@ -52,6 +52,7 @@ class Facts:
         self.deleted = frozenset().union(*(cell.deleted for cell in cells))
         self.busy = frozenset().union(*(cell.busy for cell in cells))
         self.migrations = {uuid: status for cell in cells for uuid, status in cell.migrations.items()}
+        self.kept_for_moves = {each.migration for cell in cells for each in cell.owed}
         self.names = {compute_id: name for name, compute_id in top.hosts.items()}
 
     def place_of(self, server: Instance) -> str | None:
@@ -70,7 +71,7 @@ def findings(top: TopFacts, cells: Sequence[CellFacts]) -> list[Finding]:
     """Everything that is not as it should be, in the order of kinds; empty for a sound cloud."""
     facts = Facts(top, cells)
     found: list[Finding] = []
-    for check in (_counters, _allocations, _servers, _claims, _held, _hosts):
+    for check in (_counters, _allocations, _servers, _claims, _held, _hosts, _volumes):
         found += check(facts)
     return found
 
@@ -133,6 +134,8 @@ def _shown(facts: Facts, consumer: str) -> str:
 
 def _of_migration(facts: Facts, consumer: str) -> Iterator[Finding]:
     status = facts.migrations.get(consumer)
+    if consumer in facts.kept_for_moves:
+        return  # until the host that was left is rid of the server
     if status is None or status in OVER:
         yield Finding(
             kind="allocation of a migration that is over",
@@ -215,7 +218,7 @@ def _claims(facts: Facts) -> Iterator[Finding]:
     """Claims against those who should have them."""
     for claim in facts.top.claims.values():
         server = facts.servers.get(claim.instance_uuid)
-        if claim.instance_uuid in facts.busy:
+        if claim.instance_uuid in facts.busy or claim.consumer in facts.kept_for_moves:
             continue
         if server is None:
             yield _orphan(facts, claim)
@@ -308,6 +311,51 @@ def _hosts(facts: Facts) -> Iterator[Finding]:
                 message=f"Placement does not know the host {name} ({compute_id}): no server goes there.",
                 advice="Restart its agent, which reports it.",
             )
+
+
+def _volumes(facts: Facts) -> Iterator[Finding]:
+    """What servers have of volumes, against what the volume service knows of that."""
+    known = {
+        each.attachment_id: (server, each)
+        for server in facts.servers.values()
+        for each in server.volumes
+        if server.uuid not in facts.busy
+    }
+    there = {each.id for each in facts.top.attached}
+    for each in facts.top.attached:
+        if each.server in facts.busy:
+            continue
+        if each.id not in known:
+            yield _nobodys(facts, each)
+        elif each.host != known[each.id][0].host:
+            yield Finding(
+                kind="volume on a wrong host",
+                subject=each.server,
+                message=f"Volume {each.volume} is connected to {each.host or 'no host'}, and its server "
+                f"{each.server} is on {known[each.id][0].host or 'no host'}.",
+                advice="Detach and attach it, or migrate the server.",
+            )
+    for attachment_id, (server, volume) in known.items():
+        if attachment_id not in there:
+            yield Finding(
+                kind="server with an unknown volume",
+                subject=server.uuid,
+                message=f"The server {server.uuid} has volume {volume.volume_id} by the attachment "
+                f"{attachment_id}, which the volume service does not know.",
+                advice="Take it from the server: `openstack server remove volume`.",
+            )
+
+
+def _nobodys(facts: Facts, each: Attached) -> Finding:
+    what = "is deleted" if each.server in facts.deleted else "does not exist"
+    return Finding(
+        kind="volume attachment without a server",
+        subject=each.server,
+        message=f"Volume {each.volume} is kept for the server {each.server} by the attachment {each.id}, "
+        f"{'of which that knows nothing' if each.server in facts.servers else f'and that {what}'}.",
+        advice="If nobody uses it, delete it as an administrator: `openstack --os-volume-api-version 3.27 "
+        "volume attachment delete`.",
+    )
 
 
 def repair(tx: Tx, top: TopFacts, found: Sequence[Finding]) -> list[Finding]:

@@ -125,11 +125,13 @@ class Claims:
         also = _dropping(instance.uuid, also) if is_special(instance) else also
         await self._placement.release(instance.uuid, also=also)
 
-    async def of(self, instance: Instance) -> Claim | None:
-        """What a server holds beyond its allocations; None, without a look, for an ordinary one."""
+    async def of(self, instance: Instance, holder: str | None = None) -> Claim | None:
+        """What a server holds beyond its allocations; None, without a look, for an ordinary one.
+
+        ``holder``: the consumer, if it is not the server itself."""
         if not is_special(instance):
             return None
-        return await self._db.read(lambda tx: host_resources.claim_of(tx, instance.uuid))
+        return await self._db.read(lambda tx: host_resources.claim_of(tx, holder or instance.uuid))
 
     async def read(self, fn: Callable[[Tx], T]) -> T:
         """Look at claims, where they are."""

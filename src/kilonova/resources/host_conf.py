@@ -27,6 +27,11 @@ HOST = [
     ),
 ]
 COMPUTE = [
+    cfg.BoolOpt(
+        "live_migration_wait_for_vif_plug",
+        default=True,
+        help="Guests come to this host only when their ports are wired here.",
+    ),
     cfg.StrOpt("cpu_shared_set", help="CPUs for floating guest CPUs: 0-3,^2,8."),
     cfg.StrOpt("cpu_dedicated_set", help="CPUs for pinned guest CPUs."),
     cfg.StrOpt("provider_config_location", default="/etc/nova/provider_config/"),
@@ -61,3 +66,24 @@ FAKE = [
 def physnet(name: str) -> tuple[str, list[cfg.Opt]]:
     """The group of a physical network, which has the options of ``TUNNEL``."""
     return f"neutron_physnet_{name}", TUNNEL
+
+
+LIVE_MIGRATION = [
+    cfg.StrOpt("live_migration_uri", help="libvirtd of a destination, %s its address; default: by scheme."),
+    cfg.StrOpt("live_migration_scheme", default="tcp", choices=("tcp", "tls", "ssh", "unix")),
+    cfg.BoolOpt("live_migration_tunnelled", default=False, help="Through libvirtd; without disks."),
+    cfg.BoolOpt("live_migration_with_native_tls", default=False),
+    cfg.IntOpt("live_migration_bandwidth", default=0, min=0, help="MiB a second; 0: no limit."),
+    cfg.IntOpt("live_migration_downtime", default=500, min=100, help="Milliseconds at most."),
+    cfg.IntOpt("live_migration_downtime_steps", default=10, min=3),
+    cfg.IntOpt("live_migration_downtime_delay", default=75, min=3, help="Seconds a GiB between the steps."),
+    cfg.IntOpt("live_migration_completion_timeout", default=800, min=0, help="Seconds a GiB; 0: no limit."),
+    cfg.StrOpt("live_migration_timeout_action", default="abort", choices=("abort", "force_complete")),
+    cfg.BoolOpt("live_migration_permit_post_copy", default=False),
+    cfg.BoolOpt("live_migration_permit_auto_converge", default=False),
+    cfg.BoolOpt(
+        "live_migration_unsafe",
+        default=False,
+        help="Migrate although libvirt does not know the directory of guests as shared (VIR_MIGRATE_UNSAFE).",
+    ),
+]

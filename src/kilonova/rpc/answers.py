@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from kilonova.clock import SECOND, Clock
+from kilonova.clock import SECOND, Clock, end_within
 from kilonova.errors import Invalid, KilonovaError, TryAgain, Unreachable
 from kilonova.rpc import wire
 from kilonova.rpc.nats_link import Link
@@ -74,15 +74,7 @@ class Answerer:
     async def stop(self) -> None:
         """Take no more; let what runs end for a moment; who still waits then hears that it may ask again."""
         self._stopping = True
-        tasks = [job.task for job in self._jobs.values()]
-        if tasks:
-            late = asyncio.ensure_future(self._clock.sleep(DRAIN))
-            ended = asyncio.ensure_future(asyncio.wait(tasks))
-            await asyncio.wait({late, ended}, return_when=asyncio.FIRST_COMPLETED)
-            late.cancel()
-            for task in tasks:
-                task.cancel()
-            await ended
+        await end_within(DRAIN, self._clock, [job.task for job in self._jobs.values()])
         if self._signs is not None:
             self._signs.cancel()
             await asyncio.gather(self._signs, return_exceptions=True)

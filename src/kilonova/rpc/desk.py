@@ -66,6 +66,9 @@ class Desk(Protocol):
     async def network(self, network_id: str) -> NetworkDetails | None:
         """A network that has a port on this host; else None."""
 
+    async def tell_peers(self, network_id: str) -> None:
+        """This host has got its first port of a network: the other hosts are to look at it anew."""
+
     async def port_up(self, port_id: str) -> None:
         """The port is wired."""
 
@@ -76,6 +79,19 @@ class Desk(Protocol):
         """IMAGE_PIECE bytes of an image that a server of this host is made of, fewer or none at its end.
 
         Raises NotFound.
+        """
+
+    async def put_image(self, image_id: str, offset: int, data: bytes) -> int:
+        """Hand in a piece, at most IMAGE_PIECE bytes, of an image that an operation wants from this host.
+
+        How many bytes have come: as many as before, when something in front of the piece is missing.
+        Raises NotFound for an image that nobody wants (any more), TooLarge, Invalid, TryAgain.
+        """
+
+    async def finish_image(self, image_id: str, size: int, sha512: str, disk_format: str) -> None:
+        """All of the image was handed in; this is what it must be.  Converges.
+
+        Raises TryAgain when it is not, and is to be handed in anew from its beginning; NotFound, Invalid.
         """
 
     async def guest_at(self, network_id: str, address: str) -> Instance | None:

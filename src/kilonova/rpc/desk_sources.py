@@ -13,7 +13,7 @@ AHEAD = 4  # pieces of an image that are asked for at a time
 
 
 class DeskImages:
-    """An ImageSource."""
+    """An ImageStore: where images are read, and snapshots handed in."""
 
     def __init__(self, desk: Desk, piece: int) -> None:
         self._desk = desk
@@ -38,6 +38,12 @@ class DeskImages:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
+    async def put_image(self, image_id: str, offset: int, data: bytes) -> int:
+        return await self._desk.put_image(image_id, offset, data)
+
+    async def finish_image(self, image_id: str, size: int, sha512: str, disk_format: str) -> None:
+        await self._desk.finish_image(image_id, size, sha512, disk_format)
+
 
 class DeskWiring:
     """A WiringSource.  ``changed`` is to be called with what the controllers say has changed."""
@@ -51,6 +57,9 @@ class DeskWiring:
 
     async def network(self, network_id: str) -> NetworkDetails | None:
         return await self._desk.network(network_id)
+
+    async def tell_peers(self, network_id: str, host: str) -> None:
+        await self._desk.tell_peers(network_id)
 
     async def port_up(self, port_id: str, host: str) -> None:
         await self._desk.port_up(port_id)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from kilonova.errors import Unreachable
 from kilonova.rpc.host import HostAgent
+from kilonova.rpc.mover import Mover
+
+
+class Hands(HostAgent, Protocol):
+    """An agent with everything that it does."""
+
+    @property
+    def mover(self) -> Mover: ...
 
 
 class LocalHosts:
     """A HostDirectory of agents in this process."""
 
     def __init__(self) -> None:
-        self._agents: dict[str, HostAgent] = {}
+        self._hands: dict[str, Hands] = {}
 
-    def add(self, host: str, agent: HostAgent) -> None:
-        self._agents[host] = agent
+    def add(self, host: str, hands: Hands) -> None:
+        self._hands[host] = hands
 
     def agent(self, host: str) -> HostAgent:
-        found = self._agents.get(host)
+        return self._known(host)
+
+    def mover(self, host: str) -> Mover:
+        return self._known(host).mover
+
+    def _known(self, host: str) -> Hands:
+        found = self._hands.get(host)
         if found is None:
             raise Unreachable(f"The host '{host}' has no agent in this process.")
         return found

@@ -11,6 +11,7 @@ from kilonova.model.instance import ImageMeta
 from kilonova.model.numa import GuestTopology
 from kilonova.model.pci import PciDevice
 from kilonova.model.port import Vif
+from kilonova.model.volume import Attachment
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     domain: str = ""  # its name in the hypervisor; empty: its uuid
     numa: GuestTopology | None = None  # as claimed on this host
     pci: tuple[PciDevice, ...] = ()  # as claimed on this host
+    flat_root: bool = False  # its root disk must need no other file: what it is made of will not stay
+    volumes: tuple[Attachment, ...] = ()  # connected to this host
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,8 @@ from kilonova.rpc import subjects, wire
 from kilonova.rpc.answers import Answerer
 from kilonova.rpc.desk import Alive, Desk, Echo, Welcome
 from kilonova.rpc.host import HostAgent
+from kilonova.rpc.local import Hands
+from kilonova.rpc.mover import Mover
 from kilonova.rpc.nats_desk import ALIVE, CHANGED, ECHO
 from kilonova.rpc.nats_link import Link
 
@@ -35,7 +37,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _echo = msgspec.msgpack.Decoder(Echo)
 _changed = msgspec.msgpack.Decoder(tuple[tuple[str, str], ...])
 
-VERBS = wire.verbs_of(HostAgent)
+MOVES = wire.verbs_of(Mover)
+VERBS = {**wire.verbs_of(HostAgent), **MOVES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Serving:
 
     host: str
     session: str
-    agent: HostAgent
+    agent: Hands
     report: Callable[[], Awaitable[HostReport]]
     changed: Callable[[str, str], None]
     guard: Callable[[Any], None]
@@ -67,7 +70,7 @@ class AgentOnBus:
         self._host = serving.host
         self._interval = interval
         self._prefix = link.options.prefix
-        self._answers = Answerer(link, clock, VERBS, lambda subject: serving.agent, guard=serving.guard)
+        self._answers = Answerer(link, clock, VERBS, self._hands, guard=serving.guard)
         self._sequence = 0
         self._echoed = 0
         self._skewed = False
@@ -103,6 +106,10 @@ class AgentOnBus:
         self._reporting.set()
 
     # ---- inside ----
+
+    def _hands(self, subject: str) -> HostAgent | Mover:
+        agent = self._serving.agent
+        return agent.mover if subject.rpartition(".")[2] in MOVES else agent
 
     def _heard(self, subject: str, data: bytes, reply: str) -> None:
         verb = subject.rpartition(".")[2]

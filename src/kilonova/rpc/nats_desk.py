@@ -62,6 +62,9 @@ class NatsDesk:
         found: NetworkDetails | None = await self._call("network", network_id=network_id)
         return found
 
+    async def tell_peers(self, network_id: str) -> None:
+        await self._call("tell_peers", network_id=network_id)
+
     async def port_up(self, port_id: str) -> None:
         await self._call("port_up", port_id=port_id)
 
@@ -71,6 +74,13 @@ class NatsDesk:
     async def image(self, image_id: str, offset: int) -> bytes:
         found: bytes = await self._call("image", image_id=image_id, offset=offset)
         return found
+
+    async def put_image(self, image_id: str, offset: int, data: bytes) -> int:
+        found: int = await self._call("put_image", image_id=image_id, offset=offset, data=data)
+        return found
+
+    async def finish_image(self, image_id: str, size: int, sha512: str, disk_format: str) -> None:
+        await self._call("finish_image", image_id=image_id, size=size, sha512=sha512, disk_format=disk_format)
 
     async def guest_at(self, network_id: str, address: str) -> Instance | None:
         found: Instance | None = await self._call("guest_at", network_id=network_id, address=address)

@@ -11,14 +11,17 @@ import structlog
 
 from kilonova.errors import Unreachable
 from kilonova.model.port import Vif
+from kilonova.model.volume import Attachment
 from kilonova.rpc import subjects, versions, wire
 from kilonova.rpc.calls import Caller, NobodyThere
 from kilonova.rpc.host import HostAgent
 from kilonova.rpc.messages import Command, Diagnostics, GuestSpec, Observed
+from kilonova.rpc.mover import Mover
+from kilonova.rpc.nats_mover import NatsMover
 
 log = structlog.get_logger("kilonova.bus")
 
-VERBS = wire.verbs_of(HostAgent)
+VERBS = {**wire.verbs_of(HostAgent), **wire.verbs_of(Mover)}
 AT_ONCE = 128  # questions to one host; more wait for their turn
 
 Sessions = Callable[[str], Awaitable[tuple[str, str] | None]]
@@ -35,11 +38,18 @@ class NatsHosts:
         self._pin = pin
         self._known: dict[str, tuple[str, str]] = {}
         self._agents: dict[str, NatsAgent] = {}
+        self._movers: dict[str, Mover] = {}
 
     def agent(self, host: str) -> HostAgent:
         found = self._agents.get(host)
         if found is None:
             found = self._agents[host] = NatsAgent(self, host)
+        return found
+
+    def mover(self, host: str) -> Mover:
+        found = self._movers.get(host)
+        if found is None:
+            found = self._movers[host] = NatsMover(NatsAgent(self, host).ask)
         return found
 
     def forget(self, host: str) -> None:
@@ -89,51 +99,72 @@ class NatsAgent:
         self._host = host
         self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def _call(self, verb: str, **arguments: Any) -> Any:
+    async def ask(self, verb: str, **arguments: Any) -> Any:
         async with self._turns:
             return await self._hosts.call(self._host, verb, arguments)
 
     async def prepare(self, command: Command, guest: GuestSpec) -> None:
-        await self._call("prepare", command=command, guest=guest)
+        await self.ask("prepare", command=command, guest=guest)
 
     async def plug(self, command: Command, guest: GuestSpec) -> None:
-        await self._call("plug", command=command, guest=guest)
+        await self.ask("plug", command=command, guest=guest)
 
     async def start(self, command: Command, guest: GuestSpec, *, paused: bool) -> Observed:
-        found: Observed = await self._call("start", command=command, guest=guest, paused=paused)
+        found: Observed = await self.ask("start", command=command, guest=guest, paused=paused)
         return found
 
     async def resume(self, command: Command, uuid: str) -> Observed:
-        found: Observed = await self._call("resume", command=command, uuid=uuid)
+        found: Observed = await self.ask("resume", command=command, uuid=uuid)
         return found
 
     async def shut_down(self, command: Command, uuid: str, *, timeout: float, clean: bool) -> Observed:
-        found: Observed = await self._call(
+        found: Observed = await self.ask(
             "shut_down", command=command, uuid=uuid, timeout=timeout, clean=clean
         )
         return found
 
     async def reboot(self, command: Command, guest: GuestSpec, *, hard: bool, timeout: float) -> Observed:
-        found: Observed = await self._call("reboot", command=command, guest=guest, hard=hard, timeout=timeout)
+        found: Observed = await self.ask("reboot", command=command, guest=guest, hard=hard, timeout=timeout)
         return found
 
     async def destroy(self, command: Command, uuid: str) -> None:
-        await self._call("destroy", command=command, uuid=uuid)
+        await self.ask("destroy", command=command, uuid=uuid)
 
     async def unplug(self, command: Command, uuid: str, vifs: tuple[Vif, ...]) -> None:
-        await self._call("unplug", command=command, uuid=uuid, vifs=vifs)
+        await self.ask("unplug", command=command, uuid=uuid, vifs=vifs)
+
+    async def attach_interface(self, command: Command, guest: GuestSpec, vif: Vif) -> None:
+        await self.ask("attach_interface", command=command, guest=guest, vif=vif)
+
+    async def detach_interface(self, command: Command, guest: GuestSpec, vif: Vif) -> None:
+        await self.ask("detach_interface", command=command, guest=guest, vif=vif)
+
+    async def attach_volume(self, command: Command, guest: GuestSpec, attachment: Attachment) -> None:
+        await self.ask("attach_volume", command=command, guest=guest, attachment=attachment)
+
+    async def detach_volume(self, command: Command, guest: GuestSpec, attachment: Attachment) -> None:
+        await self.ask("detach_volume", command=command, guest=guest, attachment=attachment)
 
     async def discard(self, command: Command, uuid: str) -> None:
-        await self._call("discard", command=command, uuid=uuid)
+        await self.ask("discard", command=command, uuid=uuid)
+
+    async def snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.ask("snapshot", command=command, uuid=uuid, image_id=image_id)
+
+    async def upload_snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.ask("upload_snapshot", command=command, uuid=uuid, image_id=image_id)
+
+    async def drop_snapshot(self, command: Command, uuid: str, image_id: str) -> None:
+        await self.ask("drop_snapshot", command=command, uuid=uuid, image_id=image_id)
 
     async def observe(self, uuid: str) -> Observed:
-        found: Observed = await self._call("observe", uuid=uuid)
+        found: Observed = await self.ask("observe", uuid=uuid)
         return found
 
     async def console_output(self, uuid: str) -> bytes:
-        found: bytes = await self._call("console_output", uuid=uuid)
+        found: bytes = await self.ask("console_output", uuid=uuid)
         return found
 
     async def diagnostics(self, uuid: str) -> Diagnostics:
-        found: Diagnostics = await self._call("diagnostics", uuid=uuid)
+        found: Diagnostics = await self.ask("diagnostics", uuid=uuid)
         return found

@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from kilonova.clock import Clock
+from kilonova.clock import Clock, set_within
 from kilonova.errors import Failed, Invalid, Unreachable
 from kilonova.rpc.credentials import public_of
 
@@ -161,6 +161,7 @@ class Link:
         if self._client is not None:
             with contextlib.suppress(nats.errors.Error, OSError):  # then the next connection has it
                 await self._attach(self._client, subscribed)
+                await self._settle(self._client)
 
         def end() -> None:
             self._subscribed.pop(number, None)
@@ -207,7 +208,7 @@ class Link:
                 await self._greet(client, errors)
                 for subscribed in tuple(self._subscribed.values()):
                     await self._attach(client, subscribed)
-                await client.flush(self._silence)  # type: ignore[arg-type]
+                await self._settle(client)
         except BaseException as error:
             self._leave_behind(client)
             if errors and isinstance(error, (nats.errors.NoServersError, TimeoutError)):
@@ -252,22 +253,32 @@ class Link:
 
         subscribed.current = await client.subscribe(subscribed.subject, queue=subscribed.queue, cb=heard)
 
+    async def _settle(self, client: Client) -> None:
+        """Wait until the server has all subscriptions.
+
+        The library's flush sends its ping before what is still in its buffer, so the first one only empties
+        that.
+        """
+        for _ in range(2):
+            await self._flush(client)
+
+    async def _flush(self, client: Client) -> None:
+        """A cancellation counts also when the answer comes at the same moment: the library waits with
+        ``asyncio.wait_for``, which in Python 3.11 forgets it then."""
+        await client.flush(self._silence)  # type: ignore[arg-type]
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+
     async def _watch(self, client: Client) -> None:
         """Come back when the connection is of no use any more."""
         self._renew.clear()
         while client.is_connected:
-            renew = asyncio.ensure_future(self._renew.wait())
-            pause = asyncio.ensure_future(self._clock.sleep(PROBE))
-            try:
-                await asyncio.wait({renew, pause}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                renew.cancel()
-                pause.cancel()
-            if self._renew.is_set():
+            if await set_within(PROBE, self._clock, self._renew):
                 return
             try:
                 async with asyncio.timeout(self._silence):
-                    await client.flush(self._silence)  # type: ignore[arg-type]
+                    await self._flush(client)
             except (nats.errors.Error, OSError, TimeoutError):
                 return
 

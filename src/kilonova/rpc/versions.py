@@ -10,14 +10,29 @@ from __future__ import annotations
 import re
 
 from kilonova.errors import HostFault, Invalid
+from kilonova.rpc import wire
+from kilonova.rpc.mover import Mover
 
-VERSION = "1.1"
+VERSION = "1.2"
 OLDEST = "1.0"  # that this release still serves
 
-RELEASES = {"0.1": "1.0", "0.2": "1.1"}
+RELEASES = {"0.1": "1.0", "0.2": "1.1", "0.3": "1.2"}
 """Names that ``[upgrade_levels]compute`` may have for a version, as Nova takes names of releases."""
 
-SINCE: dict[str, str] = {"GuestSpec.numa": "1.1", "GuestSpec.pci": "1.1"}
+SINCE: dict[str, str] = {
+    "GuestSpec.numa": "1.1",
+    "GuestSpec.pci": "1.1",
+    "GuestSpec.flat_root": "1.2",
+    "GuestSpec.volumes": "1.2",
+    "snapshot": "1.2",
+    "upload_snapshot": "1.2",
+    "drop_snapshot": "1.2",
+    "attach_interface": "1.2",
+    "detach_interface": "1.2",
+    "attach_volume": "1.2",
+    "detach_volume": "1.2",
+    **dict.fromkeys(wire.verbs_of(Mover), "1.2"),
+}
 """What came after 1.0: verbs, and fields that mean something only to who knows them."""
 
 

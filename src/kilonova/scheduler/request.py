@@ -28,6 +28,7 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``forced_*`` (zone:host:node) skip the filters, ``requested_*`` (2.74) do not; ``tried`` has the hosts
     that failed in earlier rounds, with the reason; ``ignored`` those that will not do, for the reason given
     (the host that is being evacuated, say).  ``cells``: only hosts of these (uuids) will do; None: of any.
+    ``own_cell``: the one in which it is, of several that will do.
     ``group`` and ``hosts_of`` (server -> host, of the servers that the hints name) are what the database knew
     when the request was made.
     """
@@ -51,6 +52,7 @@ class ServerRequest(msgspec.Struct, frozen=True, kw_only=True):
     tried: dict[str, str] = {}
     ignored: dict[str, str] = {}
     cells: frozenset[str] | None = None
+    own_cell: str | None = None
 
     def is_like(self, other: ServerRequest) -> bool:
         """Whether the other one asks the same of what is fixed of hosts."""

@@ -66,11 +66,16 @@ class Scheduler:
         """Until now signs of life may have been lost on our side: who is silent need not be dead."""
         self._hearing_since = self._clock.now()
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether who is silent may be so because of an outage on our side."""
+        return self._clock.now() - self._hearing_since <= self._options.service_down_time * SECOND
+
     def _may_have_missed(self, columns: Columns) -> bool:
         """Whether some host is taken for dead that we could not have heard for long enough."""
-        now = self._clock.now()
-        if now - self._hearing_since > self._options.service_down_time * SECOND:
+        if not self.was_interrupted:
             return False
+        now = self._clock.now()
         alive = columns.alive(now, self._options.service_down_time)
         return not all(alive[row] for row in columns.row_of.values())
 
@@ -204,6 +209,12 @@ class Scheduler:
         columns = await self.view.current()
         row = columns.row_of.get(host)
         return {} if row is None else columns.record(row).details
+
+    async def zone(self, host: str) -> str | None:
+        """The availability zone of a host; None if it is unknown."""
+        columns = await self.view.current()
+        row = columns.row_of.get(host)
+        return None if row is None else columns.zone_of(row)
 
     async def zone_is_open(self, zone: str) -> bool:
         """Whether some host of the zone is up and takes servers."""

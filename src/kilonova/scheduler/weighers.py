@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.scheduler.columns import Columns, Mask, Real
 from kilonova.scheduler.filters.neighbours import SOFT_AFFINITY, SOFT_ANTI_AFFINITY
 from kilonova.scheduler.question import Question
@@ -74,8 +75,14 @@ def _metrics(question: Question) -> Real | None:
 
 
 def _same_cell(question: Question) -> Real | None:
-    """Hosts of the cell that the server is in.  Every host that a scheduler sees is of its own cell."""
-    return None
+    """Hosts of the cell that the server is in, where others will do as well."""
+    columns, own = question.columns, question.request.own_cell
+    if own is None:
+        return None
+    result = np.zeros(columns.room, np.float64)
+    for row in columns.row_of.values():
+        result[row] = (columns.record(row).cell_uuid or FIRST_CELL) == own
+    return result
 
 
 def _image_properties(question: Question) -> Real | None:

@@ -17,14 +17,14 @@ from kilonova.clock import SystemClock
 from kilonova.db import audit_facts, instances, quotas
 from kilonova.db.engine import Tx
 from kilonova.db.sqlite import SqliteDatabase
-from kilonova.db.tables import compute, network
+from kilonova.db.tables import cells, compute, network, volume
 from kilonova.db.tables.journal import action_events, actions, signals
 from kilonova.model.instance import Instance
 from kilonova.model.states import Power, Vm
 from kilonova.resources import audit
-from kilonova.virt.fake.guests import GuestFile
+from kilonova.virt.fake.guests import PARKED, GuestFile
 
-_POWER = {Vm.ACTIVE: Power.RUNNING, Vm.STOPPED: Power.SHUTDOWN}
+_POWER = {Vm.ACTIVE: Power.RUNNING, Vm.STOPPED: Power.SHUTDOWN, Vm.SHELVED: Power.SHUTDOWN}
 
 
 class State(msgspec.Struct, frozen=True):
@@ -64,18 +64,34 @@ def leaks(tx: Tx, guests: Mapping[str, int]) -> list[str]:
     result += [f"signal {row[1]} {row[2]} of {row[0]} is left" for row in tx.all(_SIGNALS)]
     events = tx.scalar(select(func.count()).select_from(network.network_events))
     result += [f"{events} events were not delivered"] if events else []
+    result += [f"files of {uuid} are put aside" for uuid in _parked(guests) if not _resized(servers, uuid)]
+    guests = {uuid: state for uuid, state in guests.items() if not uuid.endswith(PARKED)}
     ports: dict[str, set[str]] = defaultdict(set)
     for port, device, host, status in tx.all(_PORTS):
         ports[device].add(port)
-        if device in servers and (host, status) != (servers[device].host, "ACTIVE"):
+        if device in servers and (host, status) != _bound(servers[device]):
             result.append(f"port {port} of {device} is {status} on '{host}'")
+    owed = {row[0] for row in tx.all(_OWED)}
     for kind, owners in (("a port", ports), ("a guest", guests)):
-        result += [f"{kind} of {uuid}, which is no server" for uuid in owners if uuid not in servers]
+        known = {*servers, *owed} if kind == "a guest" else set(servers)
+        result += [f"{kind} of {uuid}, which is no server" for uuid in owners if uuid not in known]
     for server in servers.values():
         result += _of_server(server, ports, guests)
+    result += misattached(tx, servers)
     result += _counted_ports(tx)
     result += _unlogged(tx)
     return result
+
+
+_OWED = select(cells.leftovers.c.instance_uuid)  # by hosts that could not be asked so far
+
+
+def _parked(guests: Mapping[str, int]) -> list[str]:
+    return [name.removesuffix(PARKED) for name in guests if name.endswith(PARKED)]
+
+
+def _resized(servers: Mapping[str, Instance], uuid: str) -> bool:
+    return uuid in servers and servers[uuid].vm_state == Vm.RESIZED
 
 
 _OPEN = select(actions.c.id, actions.c.instance_uuid, actions.c.state).where(actions.c.open)
@@ -97,7 +113,7 @@ def _of_server(server: Instance, ports: Mapping[str, set[str]], guests: Mapping[
     if known != ports.get(uuid, set()):
         yield f"server {uuid} knows the ports {known} and has {ports.get(uuid)}"
     if server.host is None:
-        kinds = (("ports", ports), ("a guest", guests))
+        kinds = (("ports", {} if server.vm_state == Vm.SHELVED_OFFLOADED else ports), ("a guest", guests))
         yield from (f"server {uuid} is on no host and has {kind}" for kind, held in kinds if uuid in held)
         if server.vm_state in _POWER:
             yield f"server {uuid} is {server.vm_state} on no host"
@@ -105,6 +121,32 @@ def _of_server(server: Instance, ports: Mapping[str, set[str]], guests: Mapping[
     wanted = _POWER.get(server.vm_state)
     if wanted is not None and (guests.get(uuid), server.power_state) != (wanted, wanted):
         yield f"server {uuid} is {server.vm_state}, its guest {guests.get(uuid)}, noted {server.power_state}"
+
+
+def _bound(server: Instance) -> tuple[str | None, str]:
+    """Where its ports should be, and in which status: those of one that was shelved away are nowhere."""
+    return ("", "DOWN") if server.vm_state == Vm.SHELVED_OFFLOADED else (server.host, "ACTIVE")
+
+
+_ATTACHMENTS = select(
+    volume.volume_attachments.c.instance_uuid,
+    volume.volume_attachments.c.volume_id,
+    volume.volume_attachments.c.id,
+    volume.volume_attachments.c.status,
+    volume.volume_attachments.c.host,
+)
+
+
+def misattached(tx: Tx, servers: Mapping[str, Instance]) -> Iterator[str]:
+    """Each volume of a server has one attachment, to the server's host, and there are no others."""
+    there = {tuple(row) for row in tx.all(_ATTACHMENTS)}
+    known = {
+        (server.uuid, each.volume_id, each.attachment_id, "attached", server.host)
+        for server in servers.values()
+        for each in server.volumes
+    }
+    yield from (f"the attachment {each} is no server's" for each in sorted(there - known, key=str))
+    yield from (f"the attachment {each} is not there" for each in sorted(known - there, key=str))
 
 
 def _counted_ports(tx: Tx) -> Iterator[str]:

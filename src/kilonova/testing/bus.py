@@ -13,13 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from nats.aio.client import Client
+
+from kilonova.testing.ports import free_port
+
 PATIENCE = 30.0  # seconds for anything on a busy machine
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class NatsServer:
@@ -150,6 +148,12 @@ class Wire:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def settled(client: Client) -> None:
+    """Wait until the server has all that the client said: the first flush may overtake it (see NatsLink)."""
+    await client.flush()
+    await client.flush()
 
 
 async def when(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from kilonova.app import EmbeddedCloud
 from kilonova.clock import Clock
-from kilonova.db import instances, quotas
+from kilonova.db import instances, quotas, volume_ledger
 from kilonova.db import placement as placement_db
 from kilonova.db.engine import Database
 from kilonova.journal import attention
@@ -56,10 +56,13 @@ async def kill(cloud: EmbeddedCloud) -> None:
     tasks = [*runner._loops, *(task for _, task in runner._running.values())]
     if cloud.periodic is not None:
         await cloud.periodic.stop()
+    if cloud.clearing is not None:
+        await cloud.clearing.stop()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await cloud.network.close()
+    await cloud.volume.close()
     await cloud.image.close()
     cloud.identity.close()
     await cloud.db.close()
@@ -113,6 +116,7 @@ async def audits(cloud: EmbeddedCloud) -> list[Any]:
     return [
         *await cloud.db.read(quotas.audit),
         *await cloud.db.read(placement_db.audit),
+        *await cloud.db.read(volume_ledger.audit),
     ]
 
 

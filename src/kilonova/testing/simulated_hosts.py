@@ -11,10 +11,13 @@ from kilonova.agent.agent import Agent
 from kilonova.agent.ledger import Ledger
 from kilonova.app import EmbeddedCloud, new_uuid
 from kilonova.db import hosts
+from kilonova.desk import Desks
 from kilonova.model.host import HostReport, Inventory
 from kilonova.model.port import Vif
-from kilonova.operations import power
 from kilonova.periodic import Periodic
+from kilonova.rpc.desk import IMAGE_PIECE
+from kilonova.rpc.desk_sources import DeskImages
+from kilonova.rpc.messages import Observed
 from kilonova.vif.null import NullPlugger
 from kilonova.virt.fake.driver import FakeDriver
 
@@ -83,16 +86,23 @@ async def _add(cloud: EmbeddedCloud, name: str, number: int, memory_mb: int) -> 
         "DISK_GB": Inventory(total=50_000 - 5_000 * number),
     }
     driver = FakeDriver(name, kept.read_text(), path, cloud.clock, capacity)
+    driver.fabric = first_host(cloud).driver.fabric
     plugger = NullPlugger(plugged)
+    desk = Desks().serve(cloud.cloud, cloud.image, cloud.network).desk(name)
+
+    async def observed(report: Observed) -> None:
+        await desk.observed((report,))
+
     agent = Agent(
         driver,
         plugger,
-        cloud.image,
+        DeskImages(desk, IMAGE_PIECE),
         Ledger(path / "ledger.db", cloud.clock),
         cloud.clock,
-        lambda report: power.observed(cloud.cloud, report),
+        observed,
     )
     report = await agent.start_up()
     await cloud.register(report)
+    await agent.tell_of_guests()
     cloud.local.add(name, agent)
     return SimulatedHost(name, report.compute_id, driver, plugger, agent)

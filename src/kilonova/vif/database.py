@@ -11,6 +11,7 @@ from kilonova.clock import SystemClock
 from kilonova.errors import HostFault, TryAgain, Unreachable
 from kilonova.l2agent.openflow import answers
 from kilonova.l2agent.ovsdb import Operation, Ovsdb, as_optional
+from kilonova.l2agent.switch import DEAD_VLAN
 from kilonova.model.port import Vif
 
 
@@ -33,6 +34,22 @@ class SwitchDatabase:
         async with self._new(self._limit).briefly() as ovsdb:
             results = await ovsdb.transact(*(_named("Port", name, "name") for name in names_of(vif)))
         return any(result["rows"] for result in results)
+
+    async def isolate_idle(self, vif: Vif) -> None:
+        """Have a port dead that has no device: it is from before the host was booted, and still in a VLAN.
+
+        os-vif isolates only ports that it makes.  One with a device is in use, and left alone.
+        """
+        async with self._new(self._limit).briefly() as ovsdb:
+            found = await ovsdb.transact(*(_named("Interface", name, "ofport") for name in names_of(vif)))
+            idle = [
+                name
+                for name, result in zip(names_of(vif), found, strict=True)
+                for row in result["rows"]
+                if (as_optional(row["ofport"]) or -1) < 0
+            ]
+            if idle:
+                await ovsdb.transact(*(_dead(name) for name in idle))
 
     async def check_switch(self, bridge: str) -> None:
         """Raises Unreachable unless the database and, if it has the bridge, the switch itself answer."""
@@ -64,6 +81,11 @@ class SwitchDatabase:
 
 def _named(table: str, name: str, column: str) -> Operation:
     return {"op": "select", "table": table, "where": [["name", "==", name]], "columns": [column]}
+
+
+def _dead(name: str) -> Operation:
+    row = {"tag": DEAD_VLAN, "vlan_mode": "trunk", "trunks": DEAD_VLAN}
+    return {"op": "update", "table": "Port", "where": [["name", "==", name]], "row": row}
 
 
 def _until_not(name: str, ofport: Any) -> Operation:

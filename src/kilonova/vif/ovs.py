@@ -16,6 +16,7 @@ from kilonova.vif.worker import Worker
 
 log = structlog.get_logger("kilonova.vif")
 
+TRUNK_BRIDGE = "tbr"  # Neutron's name of bridges that are a port's own; os-vif isolates nothing there
 _LOOK = 10.0  # seconds in which the switch has to say anything at all
 
 
@@ -23,8 +24,9 @@ class OsVifPlugger:
     """Implements plugger.VifPlugger.
 
     Ports are created isolated (in the dead VLAN, as a trunk); the layer-2 agent wires them.  Unplugging what
-    is not there is no error, plugging again changes nothing and isolates nothing.  A plug that fails leaves
-    nothing of a port that was not there before, as far as the switch can still be reached.
+    is not there is no error, plugging again changes nothing; of what is there only a port that has lost its
+    device, as all have when their host was booted, is isolated anew.  A plug that fails leaves nothing of a
+    port that was not there before, as far as the switch can still be reached.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class OsVifPlugger:
     async def _plug(self, vif: Vif, instance_uuid: str, instance_name: str) -> None:
         await self._database.check_switch(vif.bridge)
         is_new = not await self._database.has_port(vif)
+        if not is_new and not vif.bridge.startswith(TRUNK_BRIDGE):
+            await self._database.isolate_idle(vif)
 
         def plug(library: OsVif) -> None:
             try:

@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from kilonova.model.host import HostReport
+from kilonova.model.port import Vif
+from kilonova.model.volume import Attachment
 from kilonova.rpc.messages import Diagnostics, GuestSpec
+from kilonova.virt.moving import MovingDriver
 
 
 class ImageSource(Protocol):
@@ -16,11 +19,21 @@ class ImageSource(Protocol):
         """The stored bytes of an image, in pieces.  Raises NotFound or Unreachable."""
 
 
+class SnapshotData(Protocol):
+    """What a snapshot has in it.  ``size`` in bytes; ``disk_format`` is raw or qcow2."""
+
+    size: int
+    disk_format: str
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """At most so many bytes from there on."""
+
+
 PowerEvent = Callable[[str, int], None]
 """Called in the event loop with a guest's uuid and its new power state."""
 
 
-class Driver(Protocol):
+class Driver(MovingDriver, Protocol):
     """A hypervisor on this host.  Each method converges when repeated.
 
     Raises HostFault for what another host might manage, Failed for what none could, TryAgain when the
@@ -29,6 +42,7 @@ class Driver(Protocol):
 
     name: str  # "libvirt", "fake": shown in diagnostics
     hypervisor_type: str  # "QEMU", "fake"
+    stopped_delay: float  # seconds for which a guest that goes off may be one that is being restarted
 
     async def open(self, on_power_event: PowerEvent) -> None:
         """Connect; from then on power changes are reported."""
@@ -58,11 +72,52 @@ class Driver(Protocol):
     async def discard(self, uuid: str) -> None:
         """Remove all files of a guest."""
 
+    async def snapshot(self, uuid: str, image_id: str) -> None:
+        """Put what the guest's root disk holds into a file of its own that needs no other one.
+
+        One that runs goes on, and is copied as it is at one moment.  A snapshot for that image that is there
+        and complete is kept.  Raises HostFault.
+        """
+
+    async def snapshot_data(self, uuid: str, image_id: str) -> SnapshotData:
+        """Raises HostFault if there is no such snapshot."""
+
+    async def drop_snapshot(self, uuid: str, image_id: str) -> None:
+        """Remove it; none is no error."""
+
     async def start(self, guest: GuestSpec, *, paused: bool) -> None:
         """Define the guest as ``guest`` says and start it.
 
         One that runs already is left alone; one that is paused goes on, unless ``paused``.
         Raises HostFault if it was not prepared or does not start.
+        """
+
+    async def attach_interface(self, guest: GuestSpec, vif: Vif) -> None:
+        """Give the guest a network card for that port, unless it has it: now if it runs or is paused, and in
+        its definition.  One that is not defined gets it when it is started.
+
+        Raises HostFault if there is no place for it.
+        """
+
+    async def detach_interface(self, guest: GuestSpec, vif: Vif) -> None:
+        """Take the port's network card from the guest and its definition; none is no error.
+
+        It is gone then: the guest was asked and has let go of it.  Raises HostFault if it does not; then it
+        has it still.
+        """
+
+    async def attach_volume(self, guest: GuestSpec, volume: Attachment) -> None:
+        """Give the guest that volume as a disk, unless it has it: now if it runs or is paused, and in its
+        definition.  One that is not defined gets it when it is started.
+
+        Raises HostFault if this host does not see the volume, or there is no place for it.
+        """
+
+    async def detach_volume(self, guest: GuestSpec, volume: Attachment) -> None:
+        """Take the volume from the guest and its definition; none is no error.
+
+        It is gone then: the guest was asked and has let go of it.  Raises HostFault if it does not; then it
+        has it still.  Whether this host sees the volume does not matter.
         """
 
     async def resume(self, uuid: str) -> None:

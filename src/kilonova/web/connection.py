@@ -66,6 +66,15 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > self._limits.head_bytes:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, uvicorn's says nothing
+        """A client that sends no more (as busybox' nc does) may wait for its answer: it gets that first."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False  # there is nothing to answer, and never will be
+        self._deaf = True
+        cycle.keep_alive = False
+        return True
+
     def on_message_begin(self) -> None:
         self._in_head = self._in_message = True
         self._head_bytes = self._seconds = 0

@@ -23,6 +23,7 @@ from kilonova.model.instance import Instance
 from kilonova.model.port import FixedIp, Vif
 from kilonova.operations.cloud import Cloud
 from kilonova.rpc.messages import CpuDiagnostics, Diagnostics, DiskDiagnostics, NicDiagnostics
+from kilonova.services.volume.port import VolumeInfo
 from kilonova.settings import Settings, read_options
 
 IMAGE = "11111111-1111-4111-8111-111111111111"
@@ -86,6 +87,24 @@ class Networks:
         return ("default",)
 
 
+class Volumes:
+    """Knows the volumes that it was told of, each as everybody's."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, VolumeInfo] = {}
+
+    def put(self, volume_id: str, status: str = "available", **more: Any) -> str:
+        self.known[volume_id] = VolumeInfo(
+            id=volume_id, name="v", size_gb=1, status=status, availability_zone="nova", **more
+        )
+        return volume_id
+
+    async def check(self, context: RequestContext, volume_id: str) -> VolumeInfo:
+        if volume_id not in self.known:
+            raise NotFound(f"Volume {volume_id} could not be found.")
+        return self.known[volume_id]
+
+
 class Agent:
     """A host whose guests have written three lines and count something."""
 
@@ -111,11 +130,20 @@ class Hosts:
 class Zones:
     """A scheduler that only says which zones and hosts there are."""
 
+    was_interrupted = False
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
     async def zone_is_open(self, zone: str) -> bool:
         return zone == "nova"
 
     async def knows(self, host: str | None, node: str | None) -> tuple[bool, bool]:
-        return host in (None, HOST), node in (None, HOST)
+        there = await self._db.read(hosts.list_all)
+        return (
+            host is None or host in {each.host for each in there},
+            node is None or node in {each.hypervisor_hostname for each in there},
+        )
 
 
 def settings_for(state_dir: Path) -> Settings:
@@ -137,8 +165,9 @@ async def small_cloud(db: Database, state_dir: Path) -> Cloud:
         image=cast(Any, Images()),
         network=cast(Any, Networks()),
         placement=cast(Any, None),
+        volume=cast(Any, Volumes()),
         hosts=cast(Any, Hosts()),
-        scheduler=cast(Any, Zones()),
+        scheduler=cast(Any, Zones(db)),
         journal=journal,
         config_drive=lambda instance, files: {},
     )

@@ -138,6 +138,7 @@ class SmallCloud:
             image=absent,
             network=absent,
             placement=cast("Any", self.placement),
+            volume=absent,
             hosts=absent,
             scheduler=cast("Any", self.scheduler),
             journal=absent,

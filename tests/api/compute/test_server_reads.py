@@ -58,16 +58,6 @@ async def test_ports(whole: Whole) -> None:
     await whole.gone(uuid)
 
 
-async def test_volumes_are_not_there_yet(whole: Whole) -> None:
-    uuid = (await whole.made()).uuid
-    path = f"/servers/{uuid}/os-volume_attachments"
-    assert (await whole.api("GET", path)).json == {"volumeAttachments": []}
-    assert (await whole.api("GET", f"{path}/{NOBODYS}")).status == 404
-    assert (await whole.api("GET", f"{path}?limit=1&offset=0", v=104)).status == 200
-    assert (await whole.api("GET", f"{path}?colour=red", v=75)).status == 400
-    await whole.gone(uuid)
-
-
 @pytest.mark.capability("API-56")
 async def test_counters_of_a_guest(whole: Whole) -> None:
     instance = await whole.made(networks=[{"uuid": await whole.private()}], config_drive=True)
@@ -139,7 +129,7 @@ async def test_the_console_of_a_guest(whole: Whole) -> None:
 async def test_a_host_that_does_not_answer(whole: Whole) -> None:
     """503: the same request may succeed later; lists and the server itself need no host."""
     uuid = (await whole.made()).uuid
-    agents = whole.cloud.hosts._agents
+    agents = whole.cloud.hosts._hands
     agent = agents.pop(whole.host)
     try:
         for reply in (

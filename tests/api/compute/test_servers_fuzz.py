@@ -17,7 +17,8 @@ import pytest_asyncio
 from hypothesis import strategies as st
 
 from kilonova.db import quotas
-from kilonova.testing.embedded import audits
+from kilonova.services.volume.records import NewVolume
+from kilonova.testing.embedded import audits, member
 from tests.api.compute.asgi import Reply, exchange
 from tests.api.compute.conftest import Whole
 from tests.api.compute.odd_requests import (
@@ -170,6 +171,9 @@ async def test_metadata_and_tags_by_address(stage: Stage, key: str, value: str, 
         ("DELETE", f"/tags/{key}", None),
         ("GET", f"/ips/{key}", None),
         ("GET", f"/os-interface/{key}", None),
+        ("GET", f"/os-volume_attachments/{key}", None),
+        ("PUT", f"/os-volume_attachments/{key}", {"volumeAttachment": {"volumeId": value}}),
+        ("DELETE", f"/os-volume_attachments/{key}", None),
         ("GET", f"/os-instance-actions/{key}", None),
     ):
         reply = await stage.ask(method, f"/servers/SERVER{path}", body, v=version, who="admin")
@@ -177,11 +181,53 @@ async def test_metadata_and_tags_by_address(stage: Stage, key: str, value: str, 
         assert not [value for value in reply.headers.values() if "\r" in value or "\n" in value]
 
 
+ATTACHMENTS = st.fixed_dictionaries(
+    {"volumeId": st.sampled_from(["VOLUME", "VOLUME", "VOLUME", "IMAGE"]) | JSON},
+    optional={
+        "device": st.sampled_from(["/dev/vdb", "/dev/vdb1", "/dev/sdz", "/dev/vda", None]) | TEXT,
+        "tag": st.just("data") | TEXT,
+        "delete_on_termination": st.sampled_from([True, "no", "1"]) | JSON,
+        "serverId": st.just("SERVER") | TEXT,
+    },
+)
+
+
+@settings
+@hypothesis.given(wanted=ATTACHMENTS | JSON, version=VERSIONS)
+async def test_volumes(stage: Stage, volume: str, wanted: Any, version: int) -> None:
+    """What is attached can be detached, and nothing else is kept for the server."""
+    body = json.loads(json.dumps({"volumeAttachment": wanted}).replace('"VOLUME"', f'"{volume}"'))
+    path = "/servers/SERVER/os-volume_attachments"
+    check(await stage.ask("PUT", f"{path}/{volume}", body, v=version, who="admin"))
+    reply = await stage.ask("POST", path, body, v=version)
+    check(reply)
+    await stage.settled()
+    has = (await stage.whole.instance(stage.uuid)).volumes
+    assert [each.volume_id for each in has] == ([volume] if reply.status in (200, 202) else [])
+    check(await stage.ask("PUT", f"{path}/{volume}", body, v=version))
+    gone = await stage.ask("DELETE", f"{path}/{volume}", v=version)
+    assert gone.status == (202 if has else 404)
+    await stage.settled()
+    assert (await stage.whole.instance(stage.uuid)).volumes == ()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def volume(stage: Stage) -> str:
+    made = await stage.whole.cloud.volume.create(member(stage.whole.cloud), NewVolume(size_gb=1))
+    await stage.whole.cloud.volume.idle()
+    return made.id
+
+
 @settings
 @hypothesis.given(pairs=PAIRS, version=VERSIONS, who=st.sampled_from(["member", "admin", "reader", "other"]))
 async def test_queries_of_lists(stage: Stage, pairs: list[tuple[str, str]], version: int, who: str) -> None:
     query = "&".join(f"{quote(key)}={quote(value)}" for key, value in pairs)
-    for path in ("/servers", "/servers/detail", "/servers/SERVER/os-instance-actions"):
+    for path in (
+        "/servers",
+        "/servers/detail",
+        "/servers/SERVER/os-instance-actions",
+        "/servers/SERVER/os-volume_attachments",
+    ):
         reply = await stage.ask("GET", f"{path}?{query}", v=version, who=who)
         check(reply)
         if reply.status == 200 and who == "other":

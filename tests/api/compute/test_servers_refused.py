@@ -123,6 +123,7 @@ async def test_user_data_has_a_limit(whole: Whole) -> None:
     assert (await whole.shown(reply.json["server"]["id"]))["OS-EXT-SRV-ATTR:user_data"] == folded
 
 
+BLANK = {"source_type": "blank", "destination_type": "volume"}
 VOLUME = {"source_type": "volume", "destination_type": "volume", "uuid": NOBODYS, "boot_index": 0}
 LOCAL = {"source_type": "image", "destination_type": "local", "boot_index": 0}
 
@@ -130,10 +131,10 @@ LOCAL = {"source_type": "image", "destination_type": "local", "boot_index": 0}
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"block_device_mapping_v2": [VOLUME], "imageRef": None}, "no volumes"),
-        ({"block_device_mapping_v2": [{**VOLUME, "source_type": "image"}]}, "no volumes"),
-        ({"block_device_mapping_v2": [{"source_type": "blank", "destination_type": "volume"}]}, "no volumes"),
-        ({"block_device_mapping": [{"volume_id": NOBODYS, "device_name": "vda"}]}, "no volumes"),
+        ({"block_device_mapping_v2": [VOLUME], "imageRef": None}, "boot from volumes"),
+        ({"block_device_mapping_v2": [{**VOLUME, "source_type": "image"}]}, "boot from volumes"),
+        ({"block_device_mapping_v2": [BLANK]}, "boot from volumes"),
+        ({"block_device_mapping": [{"volume_id": NOBODYS, "device_name": "vda"}]}, "boot from volumes"),
         ({"block_device_mapping": [{}], "block_device_mapping_v2": [VOLUME]}, "together"),
         ({"block_device_mapping_v2": [{**LOCAL, "uuid": "x"}]}, "uuid"),
         ({"block_device_mapping_v2": [{**LOCAL, "uuid": NOBODYS}]}, "Two images"),

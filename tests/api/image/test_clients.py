@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import openstack
 import pytest
 
 from tests.api.image.cloud import Cloud
+from tests.api.served import Client
 
 # What the SDK says of its own use of itself, and the file that it leaves open.
 pytestmark = [
@@ -57,22 +57,20 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def cli(cloud: Cloud, tmp_path: Path) -> Run:
+def cli(cloud: Cloud, tmp_path: Path) -> Iterator[Run]:
     """Run ``openstack`` as a user; gives its JSON output, or its text when it has none."""
-    program = Path(sys.executable).with_name("openstack")
+    client = Client(tmp_path)
 
     def run(user: str, *words: str, fails: bool = False) -> Any:
         environment = {f"OS_{name.upper()}": value for name, value in credentials(cloud, user).items()}
-        environment |= {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-        done = subprocess.run(
-            [str(program), *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        assert (done.returncode != 0) == fails, done.stderr
+        code, out, err = client(list(words), environment)
+        assert (code != 0) == fails, err
         if fails:
-            return done.stderr
-        return json.loads(done.stdout) if "json" in words else done.stdout
+            return err
+        return json.loads(out) if "json" in words else out
 
-    return run
+    yield run
+    client.close()
 
 
 def test_the_sdk_uploads_checks_and_downloads(connect: Callable[[str], Any], tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from kilonova.agent.agent import Agent
+from kilonova.agent.agent import Agent, AgentOptions
 from kilonova.agent.ledger import Ledger
 from kilonova.clock import SECOND
 from kilonova.model.flavor import Flavor
 from kilonova.model.host import Inventory
 from kilonova.model.port import Vif
+from kilonova.model.volume import Attachment, Connection
 from kilonova.rpc.messages import Command, GuestSpec, Observed
 from kilonova.testing.clock import VirtualClock
 from kilonova.virt.fake.driver import FakeDriver
@@ -70,6 +71,7 @@ class Host:
         self.reports: list[Observed] = []
         self.refuses_reports = False
         self.plugger = Plugger()
+        self.hears_events = True
         self.restart()
 
     def restart(self) -> None:
@@ -82,7 +84,7 @@ class Host:
             self.ledger,
             self.clock,
             self._report,
-            max_concurrent_builds=self.builds,
+            AgentOptions(max_concurrent_builds=self.builds, hears_events=self.hears_events),
         )
 
     async def _report(self, report: Observed) -> None:
@@ -113,6 +115,14 @@ class Host:
             self.clock.advance(0.5)
         raise TimeoutError
 
+    async def later(self, seconds: float) -> None:
+        """Let so much time go by, and all be reported."""
+        for step in (0.0, seconds):
+            self.clock.advance(step)
+            for _ in range(10):
+                await asyncio.sleep(0)
+        await self.quiet()
+
     async def quiet(self) -> None:
         """Wait until nothing is left to be reported."""
         while self.agent._reports:
@@ -121,6 +131,16 @@ class Host:
 
 def command(identity: str = "1") -> Command:
     return Command(id=identity)
+
+
+def volume(number: int = 1) -> Attachment:
+    return Attachment(
+        id=f"b{number}",
+        volume_id=f"v{number}",
+        attachment_id=f"a{number}",
+        device=f"/dev/vd{'abc'[number]}",
+        connection=Connection(kind="file", path=f"/volumes/v{number}"),
+    )
 
 
 def guest(uuid: str = "g1", **more: object) -> GuestSpec:

@@ -42,6 +42,8 @@ async def test_guests_outlive_the_agent_and_are_adopted(host: Host) -> None:
     host.restart()
     report = await host.agent.start_up()
     assert report.host == "h1" and report.inventories["VCPU"].total == 8
+    assert host.reported == []  # whether the host was booted is to be known first
+    await host.agent.tell_of_guests()
     assert sorted(host.reported) == [("g1", Power.RUNNING), ("g2", Power.SHUTDOWN), ("g3", Power.RUNNING)]
     assert all(each.generation > before for each in host.reports)
     assert (await host.agent.observe("only-disks")).power_state == Power.NOSTATE
@@ -227,6 +229,78 @@ async def test_a_verb_stays_quiet_though_another_ends_within_it(host: Host) -> N
     await ending
     await host.quiet()
     assert host.reports == []
+
+
+@pytest.mark.capability("MG-LCE-4")
+async def test_a_guest_that_goes_off_and_on_again_was_not_stopped(host: Host) -> None:
+    host.driver.stopped_delay = 15.0
+    await host.running("g1", "g2")
+    for uuid in ("g1", "g2"):
+        host.driver.turn_off(uuid)
+    await host.later(14.9)
+    assert host.reported == []
+    host.driver.turn_on("g1")
+    await host.quiet()
+    assert host.reported == [("g1", Power.RUNNING)]
+    await host.later(0.2)
+    assert host.reported == [("g1", Power.RUNNING), ("g2", Power.SHUTDOWN)]
+    await host.later(60)
+    assert len(host.reported) == 2
+
+
+@pytest.mark.capability("MG-LCE-4")
+async def test_each_stop_is_waited_for_anew_and_a_crash_is_not(host: Host) -> None:
+    host.driver.stopped_delay = 15.0
+    await host.running("g1", "g2")
+    host.driver.turn_off("g1")
+    await host.later(10)
+    host.driver.turn_on("g1")
+    host.driver.turn_off("g1")
+    host.driver.guest_file.put("g2", Power.CRASHED)
+    assert host.driver._event is not None
+    host.driver._event("g2", Power.CRASHED)
+    await host.later(10)
+    assert host.reported == [("g2", Power.CRASHED)]
+    await host.later(5.1)
+    assert host.reported == [("g2", Power.CRASHED), ("g1", Power.SHUTDOWN)]
+
+
+async def test_who_waits_for_a_guest_to_go_off_hears_it_at_once(host: Host) -> None:
+    host.driver.stopped_delay = 15.0
+    await host.running("g1")
+    seen = await host.agent.shut_down(command(), "g1", timeout=60, clean=True)
+    assert seen.power_state == Power.SHUTDOWN
+    assert host.driver.verbs == [("request_shutdown", 0), ("power_off", 0)]
+    await host.quiet()
+    assert host.reports == []
+
+
+async def test_what_goes_off_while_the_agent_ends_is_seen_at_its_next_start(host: Host) -> None:
+    host.driver.stopped_delay = 15.0
+    await host.running("g1")
+    host.driver.turn_off("g1")
+    await host.agent.shut_down_agent()
+    await host.later(60)
+    assert host.reported == []
+    host.restart()
+    await host.agent.start_up()
+    await host.agent.tell_of_guests()
+    assert host.reported == [("g1", Power.SHUTDOWN)]
+
+
+@pytest.mark.capability("MG-LCE-5")
+async def test_without_events_what_guests_do_is_found_by_looking(host: Host) -> None:
+    await host.agent.shut_down_agent()
+    host.hears_events = False
+    host.restart()
+    await host.agent.start_up()
+    host.driver.stopped_delay = 15.0
+    await host.running("g1")
+    host.driver.turn_off("g1")
+    await host.later(60)
+    assert host.reported == []
+    seen, _ = await host.agent.survey()
+    assert [(each.uuid, each.power_state) for each in seen] == [("g1", Power.SHUTDOWN)]
 
 
 async def test_a_report_that_fails_hurts_nobody(host: Host) -> None:

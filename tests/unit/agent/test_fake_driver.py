@@ -6,13 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from kilonova.errors import HostFault, NotFound, TryAgain
 from kilonova.model.host import Inventory
 from kilonova.model.states import Power
+from kilonova.rpc.moves import LiveWish
 from kilonova.testing.clock import VirtualClock
 from kilonova.virt.fake.driver import FakeDriver
-from tests.unit.agent.host import NoImages, guest
+from tests.unit.agent.host import NoImages, guest, volume
 
 
 async def opened(path: Path, clock: VirtualClock, **more: float) -> tuple[FakeDriver, list[tuple[str, int]]]:
@@ -100,4 +102,69 @@ async def test_faults_delays_and_gates(tmp_path: Path) -> None:
     driver.faults.add("resume", TryAgain("busy"), times=9)
     driver.faults.mend("resume")
     await driver.resume("g1")
+    await driver.close()
+
+
+async def test_hosts_that_move_guests_at_the_same_time_do_not_take_each_other_s_probe_for_their_own(
+    tmp_path: Path,
+) -> None:
+    """They would adopt files that never came."""
+    paths = [tmp_path / name for name in ("one", "other")]
+    for path in paths:
+        path.mkdir()
+    one, other = [(await opened(path, VirtualClock()))[0] for path in paths]
+    probe = await one.put_probe()
+    await other.put_probe()
+    assert await one.see_probe(probe)
+    assert not await other.see_probe(probe)
+    await one.remove_probe(probe)
+    assert not await one.see_probe(probe)
+    await one.close()
+    await other.close()
+
+
+async def test_its_guests_have_their_volumes_until_they_let_go(tmp_path: Path) -> None:
+    one, two = volume(1), volume(2)
+    driver, _ = await opened(tmp_path, VirtualClock())
+    await driver.prepare(guest(), NoImages())
+    await driver.start(replace(guest(), volumes=(one,)), paused=False)
+    await driver.attach_volume(guest(), two)
+    await driver.attach_volume(guest(), replace(two, attachment_id="another"))  # it has it already
+    assert driver.guest_file.volumes("g1") == (one, two)
+    await driver.detach_volume(guest(), one)
+    await driver.close()
+    driver, _ = await opened(tmp_path, VirtualClock())  # they outlive the process
+    assert driver.guest_file.volumes("g1") == (two,)
+    driver.guest_file.lose_power()
+    assert driver.guest_file.volumes("g1") == (two,)
+    await driver.undefine("g1")
+    assert driver.guest_file.volumes("g1") == ()
+    await driver.start(replace(guest(), volumes=(one, two)), paused=False)
+    await driver.discard("g1")
+    assert driver.guest_file.volumes("g1") == ()
+    await driver.close()
+    driver, _ = await opened(tmp_path, VirtualClock())
+    assert driver.guest_file.volumes("g1") == ()
+    await driver.close()
+
+
+@pytest.mark.parametrize("hidden", ["v1", "/volumes/v1"])
+async def test_a_volume_may_be_out_of_its_reach(tmp_path: Path, hidden: str) -> None:
+    driver, _ = await opened(tmp_path, VirtualClock())
+    spec = replace(guest(), volumes=(volume(2), volume(1)))
+    driver.unreachable.add(hidden)
+    for verb in (
+        driver.check_room(spec),
+        driver.prepare(spec, NoImages()),
+        driver.begin_receiving(spec),
+        driver.adopt_parked(spec),
+        driver.check_arrival(spec, LiveWish()),
+        driver.check_volumes(spec.volumes),
+        driver.attach_volume(spec, volume(1)),
+    ):
+        with pytest.raises(HostFault, match=r"Volume v1 .* there is no /volumes/v1"):
+            await verb
+    assert driver.guest_file.everything() == {}
+    driver.unreachable.clear()
+    await driver.check_volumes(spec.volumes)
     await driver.close()

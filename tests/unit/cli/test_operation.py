@@ -12,7 +12,7 @@ import pytest
 from kilonova.app import EmbeddedCloud
 from kilonova.clock import SECOND
 from kilonova.errors import Failed
-from kilonova.journal import actions, attention, runner, walk
+from kilonova.journal import actions, attention, failure, runner, walk
 from kilonova.model.instance import Instance
 from kilonova.model.states import Vm
 from kilonova.operations import create, delete
@@ -26,8 +26,8 @@ FAILING = 100_000  # so often as a test will ever try
 @pytest.fixture
 async def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedCloud]:
     """A cloud that loses its patience within a second."""
-    monkeypatch.setattr(walk, "PAUSE", 0.01)
-    monkeypatch.setattr(walk, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(failure, "PAUSE", 0.01)
+    monkeypatch.setattr(failure, "LONGEST_PAUSE", 0.05)
     monkeypatch.setattr(walk, "UNDO_ATTEMPTS", 3)
     monkeypatch.setattr(runner, "SCAN", 0.02)
     monkeypatch.setattr(attention, "MORE_TIME", SECOND // 5)

@@ -15,7 +15,7 @@ from tests.unit.cli.conftest import Command, rows
 
 
 def invoke(*words: str) -> str:
-    done = CliRunner(env={"COLUMNS": "250"}).invoke(main, list(words))
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(main, list(words))
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -67,4 +67,4 @@ async def test_databases_that_are_none_of_this_release(tmp_path: Path, command: 
         connection.execute("UPDATE schema_version SET revision = '9999'")
     connection.close()
     told = await command("operation", "list", fails=True)
-    assert told.startswith("Error: The database is at schema 9999 and this release needs 0001")
+    assert told.startswith("Error: The database is at schema 9999 and this release needs 0002")

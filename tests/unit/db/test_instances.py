@@ -119,6 +119,9 @@ async def test_a_deleted_server_is_found_only_when_asked_for(db: Database) -> No
     assert not await db.write(lambda tx: instances.update(tx, "a", expect_task=instances.ANY, progress=1))
     assert [one.uuid for one in await db.read(lambda tx: instances.by_host(tx, "h1"))] == ["b"]
     assert await db.read(lambda tx: instances.uuids_by_host(tx, "h1")) == ["b"]
+    asked = ["a", "b", "nobody"]
+    assert await db.read(lambda tx: instances.those_of_host(tx, "h1", asked)) == {"b"}
+    assert await db.read(lambda tx: instances.those_of_host(tx, "h2", asked)) == set()
 
 
 async def test_an_old_report_of_the_power_state_is_dropped(db: Database) -> None:
@@ -128,6 +131,12 @@ async def test_an_old_report_of_the_power_state_is_dropped(db: Database) -> None
     assert await db.write(lambda tx: instances.observe(tx, "a", 4, 4)) is None
     found = await db.read(lambda tx: instances.show(tx, "a"))
     assert found is not None and (found.power_state, found.power_generation) == (1, 5)
+
+
+async def test_a_report_of_a_host_that_the_server_has_left_is_dropped(db: Database) -> None:
+    await db.write(lambda tx: instances.insert(tx, server("b", host="h1")))
+    assert await db.write(lambda tx: instances.observe(tx, "b", 3, 9, host="h2")) is None
+    assert await db.write(lambda tx: instances.observe(tx, "b", 4, 2, host="h1")) is not None
 
 
 async def test_a_report_that_tells_nothing_new_is_no_change_of_the_server(db: Database) -> None:

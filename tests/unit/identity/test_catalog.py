@@ -17,6 +17,7 @@ URLS = {
         ("image", 9292),
         ("network", 9696),
         ("placement", 8778),
+        ("volume", 8776),
     )
 }
 
@@ -24,18 +25,24 @@ URLS = {
 def test_names_and_addresses_are_those_that_clients_look_for() -> None:
     found = {each["type"]: each for each in catalog(configured(URLS), "p", "u")}
     assert {kind: each["name"] for kind, each in found.items()} == {
+        "block-storage": "cinder",
         "compute": "nova",
         "identity": "keystone",
         "image": "glance",
         "network": "neutron",
         "placement": "placement",
+        "volume": "volume",
+        "volumev3": "cinderv3",
     }
     assert {kind: each["endpoints"][0]["url"] for kind, each in found.items()} == {
+        "block-storage": "http://10.0.0.1:8776/v3",
         "compute": "http://10.0.0.1:8774/v2.1",
         "identity": "http://10.0.0.1:5000/v3",
         "image": "http://10.0.0.1:9292",
         "network": "http://10.0.0.1:9696",
         "placement": "http://10.0.0.1:8778",
+        "volume": "http://10.0.0.1:8776/v3",
+        "volumev3": "http://10.0.0.1:8776/v3",
     }
     for each in found.values():
         assert [one["interface"] for one in each["endpoints"]] == ["public", "internal", "admin"]
@@ -45,7 +52,7 @@ def test_names_and_addresses_are_those_that_clients_look_for() -> None:
 def test_ids_stay_and_are_all_different() -> None:
     one, two = configured(URLS), configured({**URLS, "image": "http://elsewhere"})
     assert list(one.services) == list(two.services) and list(one.endpoints) == list(two.endpoints)
-    assert len({*one.services, *one.endpoints}) == 5 + 15
+    assert len({*one.services, *one.endpoints}) == 8 + 24
 
 
 def test_an_address_that_has_its_ending_gets_no_second() -> None:

@@ -72,7 +72,10 @@ def _split(actions: str) -> Iterable[str]:
 
 
 class Pipeline:
-    """``forwards`` says whether a packet comes to NORMAL.  Connections are remembered, zone by zone."""
+    """``forwards`` says whether a packet comes to NORMAL, ``outputs`` to which ports besides.
+
+    Connections are remembered, zone by zone, and what flows have learnt.
+    """
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.connections: dict[tuple[int, tuple[object, ...]], int] = {}  # zone and tuple -> mark
@@ -83,8 +86,14 @@ class Pipeline:
         for flow in sorted((parse(line) for line in lines), key=lambda flow: -flow.priority):
             self._tables.setdefault(flow.table, []).append(flow)
 
+    def outputs(self, packet: Packet) -> set[int]:
+        """The ports to which it goes tagged with its network, whatever NORMAL would say."""
+        self.forwards(packet)
+        return self._outputs
+
     def forwards(self, packet: Packet) -> bool:
         state = _State()
+        self._outputs: set[int] = set()
         table: int | None = 0
         forwarded = False
         for _ in range(20):
@@ -106,10 +115,14 @@ class Pipeline:
                 normal = True
             elif action.startswith("goto_table:"):
                 table = int(action.partition(":")[2])
-            elif found := re.fullmatch(r"load:(\d+)->NXM_NX_REG([56])\[\]", action):
+            elif found := re.fullmatch(r"load:(\d+)->NXM_NX_REG([567])\[\]", action):
                 state.registers[int(found[2])] = int(found[1])
             elif action == "move:OXM_OF_VLAN_VID[0..11]->NXM_NX_REG5[0..11]":
                 state.registers[5] = packet.tag or 0
+            elif action == "move:NXM_NX_REG5[0..11]->OXM_OF_VLAN_VID[0..11]":
+                assert flow.actions[0] == "push_vlan:0x8100"
+            elif self._acted_on_moves(action, packet, state):
+                pass
             elif found := re.fullmatch(r"ct\(table=(\d+),zone=NXM_NX_REG6\[0\.\.15\]\)", action):
                 table = int(found[1])
                 self._track(packet, state)
@@ -118,8 +131,28 @@ class Pipeline:
             ):
                 self._commit(packet, state, int(found[1]))
             else:
-                assert action == "drop", action
+                assert action in ("drop", "push_vlan:0x8100"), action
         return table, normal
+
+    def _acted_on_moves(self, action: str, packet: Packet, state: _State) -> bool:
+        """What is done for guests that are bound to two hosts; whether this was such an action."""
+        if found := re.fullmatch(r"output:(\d+)", action):
+            self._outputs.add(int(found[1]))
+        elif found := re.fullmatch(r"resubmit\(,(\d+)\)", action):
+            self._resubmit(int(found[1]), packet, state)
+        elif found := re.fullmatch(r"learn\(table=(\d+),cookie=\w+,(.*),(load:[^,]*)\)", action):
+            learnt = Flow(int(found[1]), 32768, tuple(found[2].split(",")), (found[3],))
+            kept = [each for each in self._tables.get(learnt.table, []) if each.match != learnt.match]
+            self._tables[learnt.table] = [learnt, *kept]
+        else:
+            return False
+        return True
+
+    def _resubmit(self, table: int, packet: Packet, state: _State) -> None:
+        for flow in self._tables.get(table, []):
+            if _matches(flow, packet, state):
+                self._act(flow, packet, state)
+                return
 
     def _track(self, packet: Packet, state: _State) -> None:
         zone, forward, backward = state.registers[6], _tuple(packet), _tuple(packet, back=True)
@@ -138,7 +171,7 @@ class Pipeline:
 
 class _State:
     def __init__(self) -> None:
-        self.registers = {5: 0, 6: 0}
+        self.registers = {5: 0, 6: 0, 7: 0}
         self.ct: set[str] = set()
         self.mark = 0
 
@@ -161,7 +194,7 @@ def _holds(term: str, packet: Packet, state: _State) -> bool:
         if name in _KINDS:
             return packet.kind == _KINDS[name]
         return (packet.kind, packet.proto) == _PROTOCOLS[name]
-    if name in ("reg5", "reg6"):
+    if name in ("reg5", "reg6", "reg7"):
         return state.registers[int(name[3])] == int(value)
     if name == "ct_state":
         signs = re.findall(r"([+-])(\w+)", value)
@@ -174,6 +207,8 @@ def _holds(term: str, packet: Packet, state: _State) -> bool:
 def _packet_holds(name: str, value: str, packet: Packet) -> bool:
     if name == "vlan_tci":
         return (packet.tag is not None) == {"0x0000/0x1000": False, "0x1000/0x1000": True}[value]
+    if name == "dl_vlan":
+        return packet.tag == int(value)
     if name == "nw_frag":
         return packet.fragment == value
     later = packet.fragment == "later"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -62,12 +63,14 @@ class World:
         self.news: list[tuple[str, str]] = []
         self.leases: set[str] = set()
         self.flushed: list[int] = []
+        self.sent: list[tuple[str, str]] = []
         self.bad_network: KilonovaError | None = None
         self.restart()
 
     def restart(self) -> None:
         """A new agent, which knows nothing."""
-        self.agent = LocalPorts(self, self, self, self, "here")  # type: ignore[arg-type]
+        self.tunnels = False
+        self.agent = LocalPorts(self, self, self, self, "here", self.reach_peers)  # type: ignore[arg-type]
 
     def _fate(self, *kinds: str) -> str:
         fate = next(self.luck, "")
@@ -90,6 +93,7 @@ class World:
                 continue  # the database changes what it finds
             assert self.flows.get(zone), f"{port.name} gets its VLAN without filters"
             assert port.iface_id in self.leases, f"{port.name} gets its VLAN without a lease"
+            assert self.tunnels, f"{port.name} gets its VLAN before the network's tunnels"
             assert vlan == self.known[port.iface_id or ""].vlan
             self.rows[port.row] = msgspec.structs.replace(
                 port, tag=vlan, vlan_mode="access", trunks=(), zone=zone
@@ -144,6 +148,13 @@ class World:
             raise HostFault("ovs-ofctl failed")
         self.flushed.append(zone)
 
+    async def send_from(self, ofport: int, frame: bytes) -> None:
+        if self._fate():
+            raise HostFault("ovs-ofctl failed")
+        (port,) = [port for port in self.rows.values() if port.ofport == ofport]
+        assert self.confirmed.get(port.row) == port and port.is_access(10)
+        self.sent.append((port.name, frame[6:12].hex(":")))
+
     # networks
 
     async def converge(
@@ -156,6 +167,11 @@ class World:
         self.leases = {port.port_id for port in ports}
         return {}
 
+    async def reach_peers(self) -> None:
+        if self._fate():
+            raise TryAgain("the switch hangs")
+        self.tunnels = True
+
     # the network service
 
     async def port(self, port_id: str, host: str) -> PortDetails | None:
@@ -166,6 +182,9 @@ class World:
 
     async def network(self, network_id: str) -> NetworkDetails | None:
         raise AssertionError("asked by the networks only")
+
+    async def tell_peers(self, network_id: str, host: str) -> None:
+        raise AssertionError("there are no tunnels")
 
     async def port_up(self, port_id: str, host: str) -> None:
         port = self.guest_ports()[port_id]
@@ -256,7 +275,7 @@ async def test_the_promises_hold_whatever_fails_and_all_is_right_in_the_end(
 
 async def test_an_unconfirmed_wiring_is_asked_for_again_before_it_is_told() -> None:
     """The database has the VLAN, and the switch has not said so: the second try must not take it for done."""
-    works = ["", "", "", "", ""]  # service, lease, connections, flows, VLAN; then comes the confirmation
+    works = [""] * 6  # service, lease, tunnels, connections, flows, VLAN; then comes the confirmation
     here = World([*works, "fails", "fails"])
     here.rows["a"], here.known["a"] = plugged("a"), details("a")
     assert isinstance((await here.look("a"))["a"], TryAgain)
@@ -265,8 +284,80 @@ async def test_an_unconfirmed_wiring_is_asked_for_again_before_it_is_told() -> N
     assert here.news == [("up", "a")]
 
 
+async def test_a_guest_that_arrives_is_announced_once() -> None:
+    here = World()
+    here.rows["a"], here.known["a"] = plugged("a"), details("a", moving=True, active=False)
+    await here.until_done("a")
+    assert here.sent == [] and here.news == [("up", "a")]
+    here.known["a"] = details("a", moving=True)
+    await here.until_done("a")
+    said = [("tapa", "fa:16:3e:00:00:01")]
+    assert here.sent == said
+    here.known["a"] = details("a")
+    await here.until_done("a")
+    assert here.sent == said and here.news == [("up", "a")]
+
+
+async def test_a_guest_that_could_not_be_announced_is_announced_later() -> None:
+    here = World()
+    here.rows["a"], here.known["a"] = plugged("a"), details("a", moving=True, active=False)
+    await here.until_done("a")
+    here.known["a"] = details("a", moving=True)
+    here.luck = iter(["", "", "", "fails", "fails"])  # service, tunnels, flows; then alone once more
+    assert set(await here.look("a")) == {"a"}
+    await here.until_done("a")
+    assert here.sent == [("tapa", "fa:16:3e:00:00:01")]
+
+
+async def test_a_guest_that_was_here_all_the_time_is_not_announced() -> None:
+    here = World()
+    await here.until_done("b")
+    here.rows["a"], here.known["a"] = plugged("a"), details("a")
+    await here.until_done("a")
+    here.restart()
+    await here.until_done("a")
+    assert here.sent == []
+
+
+@pytest.mark.parametrize("fates", [["fails"], ["", "", "fails"], ["", "", "", "", *["before"] * 4]])
+async def test_a_guest_that_came_before_its_port_could_be_wired_is_announced(fates: list[str]) -> None:
+    """It may have come live, and say nothing by itself: the switches of others know it elsewhere."""
+    here = World()
+    await here.until_done("b")
+    here.rows["a"], here.known["a"] = plugged("a"), details("a")
+    here.luck = iter(fates)
+    with contextlib.suppress(TryAgain):
+        await here.look("a")
+    assert here.sent == [] and here.rows["a"].is_dead
+    await here.until_done("a")
+    said = [("tapa", "fa:16:3e:00:00:01")]
+    assert here.sent == said
+    await here.until_done("a")
+    assert here.sent == said
+
+
+async def test_a_guest_that_came_while_the_agent_was_away_is_announced() -> None:
+    here = World()
+    here.rows["a"], here.known["a"] = plugged("a"), details("a")
+    here.rows["b"], here.known["b"] = plugged("b"), details("b", moving=True, active=False)
+    await here.until_done("a", "b")
+    assert here.sent == [("tapa", "fa:16:3e:00:00:01")]
+
+
+async def test_who_has_not_heard_that_a_port_is_wired_is_told_again() -> None:
+    """Its binding may be another than the one of which it was told."""
+    here = World()
+    here.rows["a"], here.known["a"] = plugged("a"), details("a")
+    await here.until_done("a")
+    await here.until_done("a")
+    assert here.news == [("up", "a")]
+    here.known["a"] = details("a", up=False)
+    await here.until_done("a")
+    assert here.news == 2 * [("up", "a")]
+
+
 async def test_a_port_that_goes_while_it_is_wired_is_not_told_to_be_up() -> None:
-    here = World(["", "", "", "unplug"])  # when its flows are put in
+    here = World(["", "", "", "", "unplug"])  # when its flows are put in
     here.rows["a"], here.known["a"] = plugged("a"), details("a")
     assert isinstance((await here.look("a"))["a"], TryAgain)
     assert here.news == []

@@ -90,3 +90,24 @@ async def test_whoever_waits_is_woken_by_what_comes_and_by_hurry(clock: VirtualC
     await asyncio.sleep(0)
     todo.add(*B)
     assert await asyncio.wait_for(task, 10) == {B}
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_waits_can_be_cancelled_at_every_moment(clock: VirtualClock, turns: int) -> None:
+    """Also while it is woken: the agent would never end."""
+    todo = Todo(clock)
+
+    async def work() -> None:
+        while True:
+            await todo.take(60)
+
+    task = asyncio.create_task(work())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    todo.add("port", "p")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    _, pending = await asyncio.wait({task}, timeout=1)
+    task.cancel()
+    assert not pending

@@ -7,9 +7,12 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kilonova.errors import Failed
+from kilonova.model.instance import ImageMeta
 from kilonova.model.port import FixedIp, Vif
+from kilonova.model.volume import Attachment, Connection
 from kilonova.services.metadata.documents import Described, config_drive, meta_data, openstack_tree, user_data
 from kilonova.services.metadata.network_data import network_data
 from tests.unit.metadata.servers import KEY, UUID, V4, V4_STATIC, V6_STATIC, server, vif
@@ -131,6 +134,32 @@ def test_tagged_ports_are_devices() -> None:
     found = meta_data(Described(instance=server(), vifs=vifs), "latest")
     assert found["devices"] == [
         {"type": "nic", "bus": "pci", "address": "none", "mac": "fa:16:3e:00:00:01", "tags": ["mgmt"]}
+    ]
+
+
+@pytest.mark.parametrize(("bus", "shown"), [(None, "pci"), ("scsi", "scsi"), ("ide", "ide"), ("x", "none")])
+def test_tagged_volumes_are_devices(bus: str | None, shown: str) -> None:
+    """Once the guest has them."""
+    there = Attachment(
+        id="b",
+        volume_id="v",
+        attachment_id="a",
+        device="/dev/vdb",
+        tag="data",
+        connection=Connection(kind="file", path="/v"),
+    )
+    volumes = (there, replace(there, id="c", tag=None), replace(there, id="d", connection=None))
+    image = ImageMeta(id="i", properties={} if bus is None else {"hw_disk_bus": bus})
+    found = meta_data(Described(instance=server(volumes=volumes, image=image), vifs=()), "latest")
+    assert found["devices"] == [
+        {
+            "type": "disk",
+            "bus": shown,
+            "address": "none",
+            "serial": "v",
+            "path": "/dev/vdb",
+            "tags": ["data"],
+        }
     ]
 
 

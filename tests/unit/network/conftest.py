@@ -25,6 +25,18 @@ ALICE = RequestContext(request_id="req-1", user_id="alice", project_id="alpha", 
 BOB = RequestContext(request_id="req-2", user_id="bob", project_id="beta", roles=frozenset({"member"}))
 
 
+class OneCell:
+    """All that a desk needs to tell of guests: a cloud whose servers are in one database."""
+
+    cells = None
+
+    def __init__(self, db: Database) -> None:
+        self.db = self.top = db
+
+    async def of_server(self, uuid: str) -> OneCell:
+        return self
+
+
 class Cloud:
     """The service, with what it told compute and its subscribers."""
 

@@ -18,11 +18,14 @@ from kilonova.db import (
     host_resources,
     hosts,
     instances,
+    leftovers,
     migrations,
     quotas,
+    volume_attachments,
 )
 from kilonova.db.cell_mappings import CellMapping
 from kilonova.db.engine import Database, Tx
+from kilonova.db.leftovers import Leftover
 from kilonova.db.quotas import Limits
 from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
@@ -31,11 +34,13 @@ from kilonova.db.tables.compute import quota_usages
 from kilonova.db.tables.host_resources import host_claims, pci_devices
 from kilonova.db.tables.journal import actions
 from kilonova.db.tables.placement import allocations, consumers, inventories, resource_providers
+from kilonova.db.volume_attachments import StoredAttachment
 from kilonova.errors import Failed
 from kilonova.model.host import Inventory
 from kilonova.model.host_resources import Claim
 from kilonova.model.instance import Instance
 from kilonova.model.migration import Migration
+from kilonova.model.volume import Attachment
 from kilonova.resources import audit
 from kilonova.resources.claims import Claims
 from kilonova.resources.pci_request import FLAVOR_KEY, read_aliases
@@ -297,6 +302,52 @@ async def test_servers_on_hosts_and_hosts_without_providers(sound: Sound) -> Non
     assert ("host without a provider", "h3") in await sound.found()
 
 
+async def attached(sound: Sound, attachment: str, uuid: str, host: str | None = HOST) -> None:
+    """The volume service knows of that; the server's row does not say so."""
+    record = StoredAttachment(
+        id=attachment, volume_id="v", instance_uuid=uuid, status="attached", host=host, created_at=1
+    )
+    await sound.db.write(lambda tx: volume_attachments.add(tx, record))
+
+
+async def has_volume(sound: Sound, uuid: str, attachment: str) -> None:
+    """The server's row says so."""
+    mine = (Attachment(id="b", volume_id="v", attachment_id=attachment, device="/dev/vdb"),)
+    await sound.db.write(lambda tx: instances.update(tx, uuid, expect_task=None, volumes=mine))
+
+
+async def test_a_volume_that_row_and_service_know(sound: Sound) -> None:
+    await attached(sound, "a1", "plain-1")
+    await has_volume(sound, "plain-1", "a1")
+    assert await sound.found() == []
+    await sound.plant(update(instances_table).where(instances_table.c.uuid == "plain-1").values(host=OTHER))
+    assert ("volume on a wrong host", "plain-1") in await sound.found()
+
+
+async def test_attachments_that_no_server_knows(sound: Sound) -> None:
+    await attached(sound, "a1", "nobody")
+    await attached(sound, "a2", "plain-2")
+    assert await sound.found() == [
+        ("volume attachment without a server", "nobody"),
+        ("volume attachment without a server", "plain-2"),
+    ]
+    messages = [each.message for each in (await sound.db.read(examine)).found]
+    assert "that does not exist" in messages[0] and "knows nothing" in messages[1]
+
+
+async def test_a_volume_that_its_service_does_not_know(sound: Sound) -> None:
+    await has_volume(sound, "plain-1", "a1")
+    assert await sound.found() == [("server with an unknown volume", "plain-1")]
+
+
+async def test_volumes_that_an_operation_is_at(sound: Sound) -> None:
+    """It is allowed to be in between."""
+    await has_volume(sound, "plain-1", "a1")
+    await attached(sound, "a2", "plain-1")
+    await sound.plant(insert(actions).values(**working_on("plain-1")))
+    assert await sound.found() == []
+
+
 async def test_migrations_keep_what_they_need_and_no_longer(sound: Sound) -> None:
     migration = Migration(
         uuid="m1",
@@ -317,6 +368,27 @@ async def test_migrations_keep_what_they_need_and_no_longer(sound: Sound) -> Non
     assert await sound.found() == [("allocation of a migration that is over", "m1")]
     await sound.claims.drop_old("m1")
     assert await sound.found() == []
+
+
+async def test_what_a_host_gave_is_kept_until_it_is_cleared(sound: Sound) -> None:
+    """Of an evacuated server; also when that is deleted meanwhile."""
+    migration = Migration(
+        uuid="m1",
+        instance_uuid="special",
+        project_id="p",
+        user_id="u",
+        migration_type="evacuation",
+        status="done",
+        created_at=1,
+    )
+    owed = Leftover(host=HOST, instance_uuid="special", migration_uuid="m1", action=1, created_at=1)
+    await sound.db.write(lambda tx: (migrations.insert(tx, migration), leftovers.owe(tx, owed)))
+    await sound.claims.set_aside("special", "m1")
+    await sound.plant(update(instances_table).where(instances_table.c.uuid == "special").values(deleted_at=1))
+    assert {kind for kind, _ in await sound.found()} == {"wrong quota counter"}  # by our deletion
+    (row,) = await sound.db.read(lambda tx: leftovers.of_host(tx, HOST))
+    await sound.db.write(lambda tx: leftovers.settle(tx, row))
+    assert ("allocation of a migration that is over", "m1") in await sound.found()
 
 
 async def test_what_is_being_worked_on_is_left_out(sound: Sound) -> None:

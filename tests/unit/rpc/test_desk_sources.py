@@ -43,6 +43,9 @@ class Desk:
     async def network(self, network_id: str) -> Any:
         return f"network {network_id}"
 
+    async def tell_peers(self, network_id: str) -> None:
+        self.told.append(("peers", network_id))
+
     async def port_up(self, port_id: str) -> None:
         self.told.append(("up", port_id))
 

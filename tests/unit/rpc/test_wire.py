@@ -49,7 +49,7 @@ def records(kind: Any) -> st.SearchStrategy[Any]:
 
 @pytest.mark.capability("RPC-1")
 def test_every_verb_travels() -> None:
-    assert len(HOST) == 12 and len(DESK) == 9
+    assert len(HOST) == 19 and len(DESK) == 12
     for name, method in inspect.getmembers(HostAgent, inspect.iscoroutinefunction):
         assert tuple(inspect.signature(method).parameters)[1:] == HOST[name].params.__struct_fields__
 

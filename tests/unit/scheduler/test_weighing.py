@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.errors import Failed
 from kilonova.model.host import Metric
 from kilonova.scheduler.options import default_options
@@ -83,6 +84,16 @@ def test_each_weigher(name: str, better: dict[str, Any], worse: dict[str, Any]) 
             alone.add("h1", **worse)
             alone.add("h2", **better)
             assert set(shares(alone).values()) == {0.0}, other.name
+
+
+@pytest.mark.parametrize(("multiplier", "first"), [(1_000_000.0, "h2"), (-1.0, "h1")])
+def test_the_own_cell_is_preferred_where_others_will_do(multiplier: float, first: str) -> None:
+    world = with_weigher("CrossCellWeigher", multipliers={"cross_cell_move_weight_multiplier": multiplier})
+    world.add("h1", cell_uuid="c2")
+    world.add("h2")
+    wanted = request(cells=frozenset({FIRST_CELL, "c2"}), own_cell=FIRST_CELL)
+    assert world.ranked(wanted)[0] == first
+    assert set(shares(world, request()).values()) == {0.0}  # which knows of no cell
 
 
 def test_the_number_of_servers_counts_only_when_asked_to() -> None:

@@ -87,6 +87,14 @@ def test_delegation_is_a_part_of_what_a_port_is() -> None:
     assert plain != vif(delegate_create=False)
 
 
+@pytest.mark.capability("OVS-19")
+def test_a_port_that_never_had_details_or_a_profile_has_empty_ones() -> None:
+    data = msgspec.to_builtins(vif())
+    del data["details"], data["profile"]
+    old = msgspec.convert(data, Vif)
+    assert (old.details, old.profile) == ({}, {})
+
+
 @pytest.mark.capability("OVS-9")
 def test_os_vif_is_set_as_the_host_is(library: OsVif) -> None:
     from oslo_config import cfg

@@ -32,6 +32,8 @@ class Host:
         self.loaded: list[OsVifSettings] = []
         self.wrong: Exception | None = None  # of the next call of the library
         self.half = False  # whether it has done a part before it went wrong
+        self.bridges = {"br-int"}
+        self.isolated: list[tuple[str, int]] = []  # port, and how many calls of the library were before
         self.deaf = False  # whether the library does nothing and says nothing of it
         self.gate = threading.Event()
         self.gate.set()
@@ -64,7 +66,7 @@ class Host:
     # the database
 
     async def check_switch(self, bridge: str) -> None:
-        assert bridge == "br-int"
+        assert bridge in self.bridges
         self.lookers += 1
         assert self.lookers == 1, "a switch accepts few connections at a time"
         await asyncio.sleep(0.001)
@@ -76,6 +78,9 @@ class Host:
         if self.silent:
             raise self.silent
         return vif.port_id in self.rows
+
+    async def isolate_idle(self, vif: Vif) -> None:
+        self.isolated.append((vif.port_id, len(self.calls)))
 
     async def device_is_taken(self, name: str) -> None:
         if self.refused:
@@ -230,6 +235,20 @@ async def test_a_plug_that_is_late_is_kept_if_it_is_wanted_again(host: Host) -> 
     await again
     await plugger.close()
     assert host.rows == {vif.port_id}
+
+
+@pytest.mark.capability("OVS-11")
+async def test_a_port_that_is_there_is_looked_at_before_it_gets_a_device(
+    host: Host, plugger: OsVifPlugger
+) -> None:
+    """It may be one of before the host was booted, and still in its network."""
+    new, known, trunk = new_vif(), new_vif(), new_vif(bridge="tbr-1")
+    host.rows |= {known.port_id, trunk.port_id}
+    host.bridges.add("tbr-1")
+    for vif in (new, known, trunk):
+        await plugger.plug(vif, "i", "i")
+    assert host.isolated == [(known.port_id, 1)]  # only the plug of the new one was before
+    assert [port for _, port in host.calls] == [new.port_id, known.port_id, trunk.port_id]
 
 
 async def test_an_unplug_that_hangs_is_to_be_tried_again(host: Host) -> None:

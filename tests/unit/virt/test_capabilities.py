@@ -15,6 +15,7 @@ from kilonova.virt.libvirt import capabilities as module
 from kilonova.virt.libvirt.capabilities import Capabilities, HostCpu, read_machine
 from kilonova.virt.libvirt.cpu import choose_cpu
 from kilonova.virt.libvirt.driver import disk_cache_mode
+from kilonova.virt.libvirt.live_options import LiveOptions
 from kilonova.virt.libvirt.options import LibvirtOptions, options_from
 from kilonova.virt.libvirt.report import cpu_info, disk_gib, inventories, traits
 from kilonova.virt.libvirt.traits import _KNOWN, _OTHER, cpu_traits
@@ -245,6 +246,8 @@ def test_traits_are_standard_ones_and_true() -> None:
         "COMPUTE_STORAGE_BUS_VIRTIO",
         "COMPUTE_GRAPHICS_MODEL_VGA",
         "COMPUTE_NET_VIF_MODEL_VIRTIO",
+        "COMPUTE_NET_ATTACH_INTERFACE",
+        "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG",
         "HW_CPU_X86_AVX2",
         "HW_CPU_X86_SVM",
         "HW_CPU_X86_AMD_SVM",
@@ -287,6 +290,7 @@ def test_options_from_settings(tmp_path: Path) -> None:
         config_drive_format="vfat",
         vnc=False,
         vnc_listen="0.0.0.0",
+        live=LiveOptions(address="10.0.0.1"),
     )
     assert options_from(Settings(state_dir=tmp_path, options=read_options(None))) == LibvirtOptions()
 

@@ -10,8 +10,8 @@ import pytest
 
 from kilonova import programs
 from kilonova.errors import Failed, HostFault
+from kilonova.threads import Threads
 from kilonova.virt.libvirt import config_drive
-from kilonova.virt.libvirt.threads import Threads
 
 CONTENT = {
     "openstack/latest/meta_data.json": b'{"uuid": "1"}',

@@ -16,10 +16,10 @@ from kilonova import programs
 from kilonova.clock import SystemClock
 from kilonova.errors import Failed, HostFault
 from kilonova.rpc.messages import GuestSpec
+from kilonova.threads import Threads
 from kilonova.virt.libvirt import disks
 from kilonova.virt.libvirt.disks import GuestFiles
 from kilonova.virt.libvirt.image_cache import ImageCache
-from kilonova.virt.libvirt.threads import Threads
 from tests.real.guests import eventually
 from tests.unit.virt.sources import Images, guest
 

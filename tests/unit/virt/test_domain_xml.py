@@ -238,7 +238,7 @@ def test_names_are_counted_by_their_prefix() -> None:
 def test_a_bus_that_is_full(bus: str, room: int) -> None:
     files = [msgspec.structs.replace(ROOT, path=Path(f"/i/u/{n}")) for n in range(room)]
     built(wanted=hardware(disk_bus=bus), files=files)
-    with pytest.raises(Failed, match=f"no room for {room + 1} disks on the bus {bus}"):
+    with pytest.raises(Failed, match=f"no room for another disk on the bus {bus}: it has {room} places"):
         built(wanted=hardware(disk_bus=bus), files=[*files, ROOT])
 
 
@@ -248,6 +248,8 @@ def test_q35_has_free_ports_and_pc_needs_none() -> None:
     ]
     assert models[0] == "pcie-root"  # libvirt wants it before the ports
     assert models.count("pcie-root-port") == 16
+    more = built(wanted=hardware(machine=Q35), options=LibvirtOptions(pcie_ports=28))
+    assert len(more.findall("devices/controller[@model='pcie-root-port']")) == 28
     assert built().find("devices/controller[@type='pci']") is None
 
 

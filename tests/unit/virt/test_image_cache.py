@@ -18,9 +18,9 @@ from kilonova.clock import SECOND
 from kilonova.errors import Failed, HostFault, KilonovaError, Unreachable
 from kilonova.model.instance import ImageMeta
 from kilonova.testing.clock import VirtualClock
+from kilonova.threads import Threads
 from kilonova.virt.libvirt import image_cache
 from kilonova.virt.libvirt.image_cache import ImageCache
-from kilonova.virt.libvirt.threads import Threads
 from tests.real.guests import eventually
 from tests.unit.virt.sources import Images
 

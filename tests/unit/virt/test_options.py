@@ -82,3 +82,11 @@ def test_traits_of_cells() -> None:
     assert found() - plain == {"COMPUTE_SOCKET_PCI_NUMA_AFFINITY"}
     assert found((0, 1)) - plain == {"COMPUTE_SOCKET_PCI_NUMA_AFFINITY", "HW_CPU_HYPERTHREADING"}
     assert found((0, 1)) <= TRAITS
+
+
+def test_devices_that_come_and_go(tmp_path: Path) -> None:
+    found = options(tmp_path, "")
+    assert (found.detach_attempts, found.detach_timeout, found.pcie_ports) == (8, 20.0, 0)
+    text = "[libvirt]\ndevice_detach_attempts = 3\ndevice_detach_timeout = 7\nnum_pcie_ports = 28\n"
+    found = options(tmp_path, text)
+    assert (found.detach_attempts, found.detach_timeout, found.pcie_ports) == (3, 7.0, 28)

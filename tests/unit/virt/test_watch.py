@@ -9,6 +9,7 @@ import pytest
 
 from kilonova.errors import TryAgain
 from kilonova.model.states import Power
+from kilonova.virt.libvirt.domains import power_of
 from kilonova.virt.libvirt.watch import Watch
 
 # virDomainEventType
@@ -54,6 +55,24 @@ async def test_events_that_say_nothing_of_power(event: int) -> None:
     scene = Scene({"a": Power.RUNNING})
     (await scene.open()).lifecycle("a", event, 0)
     assert scene.told == []
+
+
+@pytest.mark.capability("MG-LCE-1")
+async def test_a_guest_that_goes_live_is_paused_and_then_not_off_but_gone() -> None:
+    scene = Scene({"a": Power.RUNNING})
+    watch = await scene.open()
+    watch.lifecycle("a", SUSPENDED, 1)  # migrated
+    watch.lifecycle("a", STOPPED, 3)  # migrated
+    assert scene.told == [("a", Power.PAUSED)]
+    scene.states = {"a": Power.NOSTATE}
+    await watch.back()
+    assert scene.told == [("a", Power.PAUSED)]
+
+
+def test_what_a_guest_that_went_live_leaves_is_not_one_that_is_off() -> None:
+    assert power_of(5, 4) == Power.NOSTATE
+    assert power_of(5, 2) == power_of(5, 0) == Power.SHUTDOWN
+    assert power_of(3, 2) == Power.PAUSED
 
 
 @pytest.mark.capability("MG-LCE-6")
@@ -148,3 +167,23 @@ async def test_nothing_is_told_after_the_end() -> None:
     watch.close()
     watch.lifecycle("a", STOPPED, 0)
     assert scene.told == []
+
+
+@pytest.mark.capability("MG-DEV-8")
+async def test_a_device_that_is_waited_for() -> None:
+    scene = Scene({"a": Power.RUNNING})
+    watch = await scene.open()
+    gone, kept, other = (watch.removal_of("a", alias) for alias in ("net1", "net2", "net3"))
+    watch.device_removed("b", "net1", refused=False)
+    watch.device_removed("a", "net9", refused=True)  # nobody asks for that one
+    assert not any(each.told.is_set() for each in (gone, kept, other))
+    watch.device_removed("a", "net1", refused=False)
+    watch.device_removed("a", "net2", refused=True)
+    assert (gone.told.is_set(), gone.refused) == (True, False)
+    assert (kept.told.is_set(), kept.refused) == (True, True)
+    watch.lost()  # nothing more is heard: whoever waits looks for himself
+    assert (other.told.is_set(), other.refused) == (True, False)
+    watch.forget_removal("a", "net3")
+    watch.forget_removal("a", "net3")
+    watch.device_removed("a", "net3", refused=True)
+    assert not other.refused

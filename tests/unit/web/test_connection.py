@@ -204,3 +204,31 @@ async def test_large_answers_arrive_whole(serve: Serve) -> None:
     await client.send(get("/"))
     status, _, body = await client.answer()
     assert (status, len(body)) == (200, 5000 * 1003 + 1)
+
+
+async def test_a_client_that_only_has_finished_sending_gets_its_answers(serve: Serve) -> None:
+    """As busybox' nc does when its standard input ends, with the answer still to come."""
+    gate = Gate()
+    server = await serve(gate)
+    client = await server.connect()
+    await client.send(get("/") + get("/"))
+    client.writer.write_eof()
+    await server.until(lambda: gate.inside == 1)
+    assert await client.is_open()
+    gate.opened.set()
+    assert (await client.answer())[0] == 200
+    assert (await client.answer())[0] == 200
+    assert await client.rest() == b""
+    await server.until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", get("/")[:-2], post(b"xy", "Content-Length: 3")], ids=["nothing", "head", "body"]
+)
+async def test_a_client_that_ends_in_the_middle_is_hung_up_on(serve: Serve, sent: bytes) -> None:
+    server = await serve(echo)
+    client = await server.connect()
+    await client.send(sent)
+    client.writer.write_eof()
+    assert await client.rest() == b""
+    await server.until(lambda: server.connections == 0)

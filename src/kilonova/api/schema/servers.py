@@ -104,6 +104,7 @@ Tag = Annotated[str, Reads(str, read_tag)]
 Tags = Annotated[list[Tag], Meta(max_length=MAX_TAGS)]
 Description = Annotated[str, Reads(str, _read_description)]
 DiskConfig = Annotated[str, Reads(str, _read_disk_config)]
+FlavorRef = Annotated[str, Reads(str | int, _read_flavor)]
 IpV4 = Annotated[str, Reads(str, read_ipv4)]
 IpV6 = Annotated[str, Reads(str, read_ipv6)]
 Address = Annotated[str, Reads(str, read_ip)]
@@ -168,7 +169,7 @@ class Hints(Shape, open=True):
 
 class ServerToCreate(Shape):
     name: Name
-    flavor: Annotated[str, Reads(str | int, _read_flavor), Key("flavorRef")]
+    flavor: Annotated[FlavorRef, Key("flavorRef")]
     image: Annotated[str | None, Reads(str, _read_image), Key("imageRef")] = None
     admin_pass: Annotated[Maybe[str], Key("adminPass")] = None
     metadata: Maybe[Metadata] = None

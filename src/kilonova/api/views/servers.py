@@ -55,7 +55,13 @@ class _ShownVif(msgspec.Struct):
     fixed_ips: list[_ShownIp] = []
 
 
+class _ShownVolume(msgspec.Struct):
+    volume_id: str
+    delete_on_termination: bool = False
+
+
 _vifs = msgspec.json.Decoder(list[_ShownVif]).decode
+_volumes = msgspec.json.Decoder(list[_ShownVolume]).decode
 
 
 def column(name: str) -> Getter:
@@ -280,6 +286,23 @@ def _bind_fault(call: Call) -> Getter:
     return get
 
 
+def _bind_volumes(call: Call) -> Getter:
+    position, with_ends = AT["volumes"], call.version >= 3
+
+    def get(row: Row) -> msgspec.Raw:
+        text = row[position]
+        if text == "[]":
+            return _EMPTY_LIST
+        shown = [{"id": each.volume_id} | _end(each, with_ends) for each in _volumes(text)]
+        return msgspec.Raw(_encode(shown))
+
+    return get
+
+
+def _end(volume: _ShownVolume, shown: bool) -> dict[str, Any]:
+    return {"delete_on_termination": volume.delete_on_termination} if shown else {}
+
+
 def _disk_config(row: Row) -> str:
     text = row[AT["system_metadata"]]
     return "MANUAL" if text == "{}" else _texts(text).get("disk_config", "MANUAL")
@@ -345,7 +368,7 @@ _EXTENDED = (
     Item("OS-EXT-STS:task_state", column("task_state")),
     Item("OS-EXT-STS:vm_state", column("vm_state")),
     Item("OS-EXT-STS:power_state", column("power_state")),
-    Item("os-extended-volumes:volumes_attached", lambda row: _EMPTY_LIST),
+    Item("os-extended-volumes:volumes_attached", bind=_bind_volumes),
 )
 
 SUMMARY_VIEW = View(

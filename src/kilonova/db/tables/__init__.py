@@ -51,6 +51,7 @@ def load_all() -> MetaData:
         network,
         placement,
         scheduling,
+        volume,
     )
 
     return metadata

@@ -7,6 +7,7 @@ from sqlalchemy import Index, PrimaryKeyConstraint, Table, UniqueConstraint, lit
 from kilonova.db.tables import flag, json_text, metadata, number, real, serial, text
 
 _BUSY = literal_column("task_state").is_not(None) & literal_column("deleted_at").is_(None)
+_LEAVING = literal_column("leaving").is_not(None)
 
 instances = Table(
     "instances",
@@ -47,17 +48,21 @@ instances = Table(
     json_text("hints"),
     json_text("security_groups"),
     json_text("vifs"),
+    json_text("volumes"),
     json_text("fault", nullable=True),
     number("created_at"),
     number("updated_at", nullable=True),
     number("launched_at", nullable=True),
     number("terminated_at", nullable=True),
     number("deleted_at", nullable=True),
+    number("residence"),  # how often it has changed its cell
+    text("leaving", nullable=True),  # the cell for which it is leaving this one: nobody changes it meanwhile
     Index("instances_by_project", "project_id", "deleted_at", "created_at"),
     Index("instances_by_age", "deleted_at", "created_at"),
     Index("instances_by_host", "host", "deleted_at"),
     # those with which something is going on: few at any time
     Index("instances_by_task", "host", sqlite_where=_BUSY, postgresql_where=_BUSY),
+    Index("instances_leaving", "leaving", sqlite_where=_LEAVING, postgresql_where=_LEAVING),
 )
 
 hosts = Table(
@@ -87,6 +92,8 @@ hosts = Table(
     text("version"),
     json_text("metrics"),
     number("failed_builds"),
+    text("boot_id"),
+    number("booted_at"),
     # by the database's clock, when anything but a heartbeat was written, and how often: for views in memory
     number("changed_at"),
     number("revision"),

@@ -100,6 +100,21 @@ ports = Table(
     Index("ports_by_name", "name"),
 )
 
+port_bindings = Table(
+    "port_bindings",
+    metadata,
+    # hosts to which a port is bound besides the one that has it, which stands in the port's own row
+    text("port_id"),
+    text("host"),
+    text("network_id"),  # the port's, so that a network's hosts are found without its ports
+    text("vif_type"),
+    json_text("vif_details"),
+    json_text("profile"),
+    text("status"),  # ACTIVE when the port is wired there
+    PrimaryKeyConstraint("port_id", "host"),
+    Index("port_bindings_by_network", "network_id"),
+)
+
 port_addresses = Table(
     "port_addresses",
     metadata,

@@ -50,7 +50,7 @@ CELL = Filter(
     "Cell",
     concerns=lambda question: question.request.cells,
     passes=_in_cells,
-    why=lambda question, row: "it is in another cell, and servers stay in theirs",
+    why=lambda question, row: "it is in a cell to which the server may not go",
     fixed=True,
 )
 

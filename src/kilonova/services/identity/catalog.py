@@ -18,12 +18,17 @@ INTERFACES = ("public", "internal", "admin")
 # Type -> the name that clients look for (libcloud goes by type and name; pkgcloud keeps one service a
 # name), and what its address ends in (clients add /v2.0 to the network's and /v2 to the image service's).
 _SERVICES = {
+    "block-storage": ("cinder", "/v3"),
     "compute": ("nova", "/v2.1"),
     "identity": ("keystone", "/v3"),
     "image": ("glance", ""),
     "network": ("neutron", ""),
     "placement": ("placement", ""),
+    "volume": ("volume", "/v3"),
+    "volumev3": ("cinderv3", "/v3"),
 }
+# Each client looks for volumes by another type.
+_ALSO = {"volume": ("block-storage", "volumev3")}
 _IDS = uuid.UUID("6f6d2a8e-3b0c-5e0b-9a55-7f3a1c2d4e5f")
 
 # What may stand in an endpoint's URL, in either of Keystone's two ways of writing it.
@@ -58,6 +63,7 @@ def configured(urls: dict[str, str]) -> Entries:
     if unknown:
         raise ValueError(f"no such service type: {', '.join(unknown)}")
     services, endpoints = {}, {}
+    urls = {kind: url for first, url in urls.items() for kind in (first, *_ALSO.get(first, ()))}
     for kind in sorted(urls):
         name, ending = _SERVICES[kind]
         service = Service(id=uuid.uuid5(_IDS, kind).hex, type=kind, name=name)

@@ -27,6 +27,8 @@ from kilonova.services.image import access, patch
 from kilonova.services.image.fields import NewImage, clean_tags, taken
 from kilonova.services.image.files import PIECE, ImageFiles, storage_error
 from kilonova.services.image.members import ImageMembers
+from kilonova.services.image.pieces import Pieces, is_handed_in
+from kilonova.services.image.port import NewSnapshot
 from kilonova.services.image.upload import Limits, Uploads
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class BuiltinImage:
         self._files = ImageFiles(directory, shared=shared)
         self._threads = ThreadPoolExecutor(THREADS, "image")
         self._uploads = Uploads(db, clock, self._files, self._threads, Limits(size_limit, stall))
+        self._pieces = Pieces(db, clock, self._files, self._threads, size_limit)
         self.members = ImageMembers(db, clock)
 
     async def recover(self) -> None:
@@ -68,6 +71,11 @@ class BuiltinImage:
         """
         await self._blocking(self._files.take)
         await self._uploads.recover()
+        await self.sweep()
+
+    async def sweep(self) -> None:
+        """Remove pieces that came too late, of images that are there no more.  May be done at any time."""
+        await self._pieces.recover()
 
     async def close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -85,6 +93,34 @@ class BuiltinImage:
         file, _ = await self.open(image_id)
         async for piece in self.pieces(file):
             yield piece
+
+    async def add_snapshot(self, new: NewSnapshot) -> None:
+        """See ImageService."""
+        await self._pieces.add(new)
+
+    async def open_upload(self, image_id: str, host: str) -> bool:
+        """See ImageService."""
+        return await self._pieces.open(image_id, host)
+
+    async def remove_snapshot(self, image_id: str) -> None:
+        """See ImageService."""
+        await self._pieces.remove(image_id)
+
+    # What the desk of a host asks
+
+    async def put_piece(self, image_id: str, host: str, offset: int, data: bytes) -> int:
+        """Keep a piece of what ``host`` hands in, if all before it has come; how many bytes have come then.
+
+        Raises NotFound for an image that this host may not write (any more), TooLarge, Invalid, TryAgain.
+        """
+        return await self._pieces.put(image_id, host, offset, data)
+
+    async def finish_upload(self, image_id: str, host: str, size: int, sha512: str, disk_format: str) -> None:
+        """All has come: check it and make the image active.  May be repeated.
+
+        Raises TryAgain when it is not what was sent, which is forgotten then; NotFound, Invalid.
+        """
+        await self._pieces.finish(image_id, host, size, sha512, disk_format)
 
     # What the API asks
 
@@ -156,7 +192,7 @@ class BuiltinImage:
             return image
 
         image = await self._db.write(mark)
-        if image.upload is not None:
+        if image.upload is not None and not is_handed_in(image):
             return  # its upload finds the mark when it ends, and removes all
         try:
             await self._blocking(self._files.remove, image_id)

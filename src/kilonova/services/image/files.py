@@ -12,9 +12,11 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import structlog
 
 from kilonova.errors import Failed, KilonovaError, NotFound, TooLarge, TryAgain
+from kilonova.fsync import fsync_directory
 from kilonova.services.image.inspect import Inspection, inspect
 
 log = structlog.get_logger("kilonova.image")
@@ -24,6 +26,7 @@ HASH_ALGO = "sha512"
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _PART = re.compile(r"[0-9a-f-]{36}\.[0-9a-f]{32}\.part\Z")
+_PIECES = re.compile(r"([0-9a-f-]{36})\.pieces\Z")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,6 +41,15 @@ def storage_error(error: OSError) -> KilonovaError:
         return TooLarge("There is not enough room in the image store for this image.")
     log.error("the image store cannot be written", error=repr(error))
     return TryAgain("The image store cannot be written at the moment.")
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """What complete data are."""
+
+    size: int
+    md5: str
+    sha512: str
+    inspection: Inspection
 
 
 class PartFile:
@@ -138,12 +150,63 @@ class ImageFiles:
     def publish(self, part: PartFile, image_id: str) -> None:
         """Give the complete data their name, so that they stay through a power cut."""
         part.path.rename(self.directory / _checked(image_id))
-        self._sync()
+        fsync_directory(self.directory)
 
     def remove(self, image_id: str) -> None:
+        self.remove_pieces(image_id)
         with contextlib.suppress(FileNotFoundError):
             (self.directory / _checked(image_id)).unlink()
-            self._sync()
+            fsync_directory(self.directory)
+
+    # ---- data that hosts hand in piece by piece ----
+
+    def put_piece(self, image_id: str, offset: int, data: bytes) -> int:
+        """Write a piece, unless something before it is missing; how many bytes there are then."""
+        begins = os.O_CREAT if offset == 0 else 0  # what comes late, when all is over, begins nothing
+        try:
+            descriptor = os.open(self._pieces(image_id), os.O_WRONLY | begins | os.O_CLOEXEC, 0o640)
+        except FileNotFoundError:
+            return 0
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            there = os.fstat(file.fileno()).st_size
+            if not offset <= there < offset + len(data):
+                return there
+            left, at = memoryview(data), offset
+            while left:
+                written = os.pwrite(file.fileno(), left, at)
+                left, at = left[written:], at + written
+            return at
+
+    def seal_pieces(self, image_id: str, size: int, sha512: str, disk_format: str) -> Sealed:
+        """Check the whole, put it on the disk and give it its name.  May be repeated.
+
+        Raises TryAgain, and forgets all pieces, when they are not what was sent; UnsafeImage, OSError.
+        """
+        pieces, whole = self._pieces(image_id), self.directory / _checked(image_id)
+        try:
+            file = (pieces if pieces.exists() or not whole.exists() else whole).open("rb")
+        except FileNotFoundError:
+            raise TryAgain(f"Nothing of image {image_id} has come.") from None
+        with file:
+            sealed = _sealed(file, disk_format, size, sha512)
+            if sealed is None:
+                self.remove(image_id)
+                raise TryAgain(f"What has come of image {image_id} is not what was sent: send it again.")
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            pieces.rename(whole)
+        fsync_directory(self.directory)
+        return sealed
+
+    def images_in_pieces(self) -> list[str]:
+        found = (_PIECES.match(path.name) for path in self.directory.iterdir())
+        return [match[1] for match in found if match and is_image_id(match[1])]
+
+    def remove_pieces(self, image_id: str) -> None:
+        self._pieces(image_id).unlink(missing_ok=True)
+
+    def _pieces(self, image_id: str) -> Path:
+        return self.directory / f"{_checked(image_id)}.pieces"
 
     def open(self, image_id: str) -> tuple[BinaryIO, int]:
         """The data and their size.  Raises NotFound."""
@@ -177,12 +240,19 @@ class ImageFiles:
         with file:
             return not _locked_by_us(file)
 
-    def _sync(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+def _sealed(file: BinaryIO, disk_format: str, size: int, sha512: str) -> Sealed | None:
+    """What a file is; None if it is not of that size or does not have that hash.  Raises UnsafeImage."""
+    if os.fstat(file.fileno()).st_size != size:
+        return None
+    digests = hashlib.md5(usedforsecurity=False), hashlib.sha512()
+    while piece := file.read(PIECE):
+        for digest in digests:
+            digest.update(piece)
+    md5, found = (digest.hexdigest() for digest in digests)
+    if found != sha512:
+        return None
+    return Sealed(size=size, md5=md5, sha512=found, inspection=inspect(file, disk_format))
 
 
 def _remove_dead(path: Path) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from kilonova.clock import parse_iso
-from kilonova.db.image_listing import Comparison, ImageQuery, Sort
+from kilonova.db.image_listing import Comparison, ImageQuery
+from kilonova.db.keyset import OPERATORS, Sort
 from kilonova.errors import Invalid
 from kilonova.model.context import RequestContext
 from kilonova.services.image.fields import MEMBER_STATUSES, STATUSES, VISIBILITIES, clean_text
@@ -41,7 +42,6 @@ _EQUAL = {
 _NUMBERS = ("size", "virtual_size", "min_disk", "min_ram")
 _BOUNDS = {"size_min": ("size", "gte"), "size_max": ("size", "lte")}
 _TIMES = ("created_at", "updated_at")
-_OPERATORS = ("eq", "neq", "gt", "gte", "lt", "lte")
 _MAX_NUMBER = 2**63 - 1
 
 
@@ -167,7 +167,7 @@ def _choices(name: str, value: str) -> tuple[str, ...]:
         choices = tuple(each.strip() for row in rows for each in row)
     elif colon and operator == "eq":
         choices = (rest,)
-    elif colon and operator in _OPERATORS:
+    elif colon and operator in OPERATORS:
         raise Invalid(f"Unable to filter {name} by the operator {operator!r}: it takes 'in' and 'eq'.")
     if name == "status":
         for each in choices:
@@ -177,7 +177,7 @@ def _choices(name: str, value: str) -> tuple[str, ...]:
 
 def _moment(name: str, value: str) -> Comparison:
     operator, colon, rest = value.partition(":")
-    if not colon or operator not in _OPERATORS:
+    if not colon or operator not in OPERATORS:
         operator, rest = "eq", value
     try:
         moment = parse_iso(rest)

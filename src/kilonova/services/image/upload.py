@@ -20,6 +20,7 @@ from kilonova.services.image import access
 from kilonova.services.image.files import HASH_ALGO, ImageFiles, PartFile, storage_error
 from kilonova.services.image.inspect import Inspection
 from kilonova.services.image.intake import Intake
+from kilonova.services.image.pieces import is_handed_in
 
 log = structlog.get_logger("kilonova.image")
 
@@ -77,7 +78,10 @@ class Uploads:
             log.warning("interrupted uploads and deletions were undone", files=parts, images=len(left))
 
     async def _is_dead(self, image: StoredImage) -> bool:
-        """Whether nobody is at it: another controller's upload holds its file, once it has begun."""
+        """Whether nobody is at it: another controller's upload holds its file, once it has begun; what a host
+        hands in is its operation's, until that is over."""
+        if is_handed_in(image) and image.status != DELETED:
+            return False
         if image.upload is None or not self._files.shared:
             return True
         if self._clock.now() - (image.updated_at or 0) < BEGINNING:

@@ -169,7 +169,7 @@ def meta_data(described: Described, version: str) -> dict[str, Any]:
     if has(version, LIBERTY):
         document["project_id"] = instance.project_id
     if has(version, NEWTON_ONE):
-        document["devices"] = _devices(described.vifs)
+        document["devices"] = [*_cards(described.vifs), *_disks(instance)]
     if has(version, VICTORIA):
         document["dedicated_cpus"] = sorted(described.dedicated_cpus)
     return document
@@ -216,12 +216,34 @@ def _drive_form(facts: Ec2Facts, version: str) -> dict[str, Any]:
     return document
 
 
-def _devices(vifs: tuple[Vif, ...]) -> list[dict[str, Any]]:
-    """Devices that the user has tagged.  The place on the bus is the hypervisor's to choose."""
+_BUSES = {"virtio": "pci", "scsi": "scsi", "sata": "scsi", "usb": "usb", "ide": "ide"}
+"""Of disks, in the words of this document."""
+
+
+def _cards(vifs: tuple[Vif, ...]) -> list[dict[str, Any]]:
+    """Network cards that the user has tagged.  The place on the bus is the hypervisor's to choose."""
     return [
         {"type": "nic", "bus": "pci", "address": "none", "mac": vif.mac, "tags": [vif.tag]}
         for vif in vifs
         if vif.tag
+    ]
+
+
+def _disks(instance: Instance) -> list[dict[str, Any]]:
+    """Volumes that the user has tagged, once the guest has them; it finds them by the serial number."""
+    properties = {} if instance.image is None else instance.image.properties
+    bus = _BUSES.get(properties.get("hw_disk_bus", "virtio"), "none")
+    return [
+        {
+            "type": "disk",
+            "bus": bus,
+            "address": "none",
+            "serial": volume.volume_id,
+            "path": volume.device,
+            "tags": [volume.tag],
+        }
+        for volume in instance.volumes
+        if volume.tag and volume.connection is not None
     ]
 
 

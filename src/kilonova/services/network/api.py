@@ -14,10 +14,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from kilonova import errors
+from kilonova.services.network.api_bindings import Bindings
 from kilonova.services.network.api_groups import GROUP, RULE
 from kilonova.services.network.api_networks import NETWORK, SUBNET
 from kilonova.services.network.api_others import Others
-from kilonova.services.network.api_ports import PORT, list_bindings
+from kilonova.services.network.api_ports import PORT
 from kilonova.services.network.api_quotas import Quotas
 from kilonova.services.network.api_resource import Handler, Handlers
 from kilonova.services.network.api_tags import Tags
@@ -61,7 +62,7 @@ def app(network: BuiltinNetwork, validator: TokenValidator, root_url: str) -> AS
     for resource in RESOURCES:
         routes += Handlers(resource, network, root_url).routes(guard)
         routes += Tags(resource, network).routes(guard)
-    routes.append(Route(PORT.path + "/{id}/bindings", guard(list_bindings(network)), methods=["GET"]))
+    routes += Bindings(network).routes(guard)
     handlers = {HTTPException: _no_route}
     return RequestIdMiddleware(
         Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]

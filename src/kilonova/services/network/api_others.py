@@ -32,6 +32,7 @@ EXTENSIONS = {
     "auto-allocated-topology": "Auto Allocated Topology Services",
     "availability_zone": "Availability Zone",
     "binding": "Port Binding",
+    "binding-extended": "Port Bindings Extended",
     "empty-string-filtering": "Empty String Filtering Extension",
     "external-net": "Neutron external network",
     "filter-validation": "Filter parameters validation",

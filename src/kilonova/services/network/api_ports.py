@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from kilonova.db import network_addresses as addresses
 from kilonova.db import network_listing as listing
 from kilonova.db import network_ports as ports
@@ -17,12 +14,10 @@ from kilonova.services.network import api_fields as f
 from kilonova.services.network.addressing import Wanted
 from kilonova.services.network.api_fields import OWNER, REQUIRED, Field
 from kilonova.services.network.api_lists import Filters
-from kilonova.services.network.api_resource import Handler, Resource, tags_for, times_of
-from kilonova.services.network.builtin import BuiltinNetwork
-from kilonova.services.network.faults import HTTPBadRequest, PolicyNotAuthorized
+from kilonova.services.network.api_resource import Resource, tags_for, times_of
+from kilonova.services.network.faults import HTTPBadRequest
 from kilonova.services.network.ports import create_port, delete_port, update_port, visible_port
 from kilonova.services.network.work import Work, privileged
-from kilonova.web.json import JsonResponse
 
 VNIC_TYPES = (
     "normal",
@@ -212,28 +207,3 @@ PORT = Resource(
     update=_update,
     delete=delete_port,
 )
-
-
-def list_bindings(network: BuiltinNetwork) -> Handler:
-    """GET /v2.0/ports/{id}/bindings: a port has one binding, the active one, or none."""
-
-    async def handle(request: Request, context: RequestContext) -> Response:
-        if not privileged(context):
-            raise PolicyNotAuthorized("(rule:get_port_binding) is disallowed by policy")
-        port = await network.read(lambda work: visible_port(work, context, request.path_params["id"]))
-        bindings = []
-        if port.host:
-            bindings.append(
-                {
-                    "host": port.host,
-                    "vif_type": port.vif_type,
-                    "vif_details": port.vif_details,
-                    "vnic_type": port.vnic_type,
-                    "profile": port.profile,
-                    "status": "ACTIVE",
-                    "project_id": port.project_id,
-                }
-            )
-        return JsonResponse({"bindings": bindings})
-
-    return handle

@@ -23,6 +23,7 @@ from kilonova.services.network.work import Work
 from kilonova.web.json import JsonResponse, read_object
 
 Handler = Callable[[Request, RequestContext], Awaitable[Response]]
+Guard = Callable[[Handler], Any]
 Record = Any  # one of the records of db/network_records.py
 
 
@@ -145,7 +146,7 @@ class Handlers:
         await self.network.write(lambda work: self.resource.delete(work, context, wanted))
         return Response(status_code=204)
 
-    def routes(self, guard: Callable[[Handler], Any]) -> list[Route]:
+    def routes(self, guard: Guard) -> list[Route]:
         """``guard`` makes an endpoint of a handler: it finds the caller and turns errors into answers."""
         one, many = self.resource.path + "/{id}", self.resource.path
         routes = [

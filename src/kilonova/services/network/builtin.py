@@ -11,6 +11,7 @@ import structlog
 
 from kilonova.clock import Clock
 from kilonova.db import network_addresses as addresses
+from kilonova.db import network_bindings
 from kilonova.db import network_groups as groups
 from kilonova.db import network_ledger as ledger
 from kilonova.db import network_ports as ports
@@ -19,11 +20,12 @@ from kilonova.db.lanes import Queued
 from kilonova.db.network_records import Event
 from kilonova.errors import Failed, Refused, TryAgain
 from kilonova.model.context import RequestContext
-from kilonova.model.port import RequestedNetwork, Vif
+from kilonova.model.port import Profiles, RequestedNetwork, Vif
 from kilonova.model.wiring import NetworkDetails, PortDetails
-from kilonova.services.network import servers, wiring
+from kilonova.services.network import attaching, bindings, servers, wiring
 from kilonova.services.network.checks import check
-from kilonova.services.network.port import NetworkService, PortRequest
+from kilonova.services.network.port import NetworkService, OnePort, PortRequest
+from kilonova.services.network.unbinding import unbind
 from kilonova.services.network.vifs import vifs_of
 from kilonova.services.network.work import Options, Work
 
@@ -134,16 +136,14 @@ class BuiltinNetwork:
         return await self.read(lambda work: check(work, context, networks, security_groups, count, auto))
 
     async def allocate(
-        self, request: PortRequest, host: str, host_details: dict[str, str], *, first_index: int = 0
+        self, request: PortRequest, host: str, host_details: dict[str, str]
     ) -> tuple[Vif, ...]:
-        """See NetworkService.  ``first_index`` is the place of the first requested port among the server's
-        network cards: 0 at a boot; an attach gives the next one, the same at each try, and gets back all of
-        the server's ports."""
+        """See NetworkService."""
         owner = f"compute:{request.availability_zone}"
         target = servers.Target(request.instance_uuid, owner, request.hostname, host, host_details)
 
         def make(work: Work) -> tuple[Vif, ...]:
-            servers.allocate(work, request, target, first_index)
+            servers.allocate(work, request, target)
             return vifs_of(work.tx, request.instance_uuid, self.options.bridge)
 
         try:
@@ -152,20 +152,77 @@ class BuiltinNetwork:
             raise Failed(str(error)) from error
 
     async def bind(self, instance_uuid: str, host: str, host_details: dict[str, str]) -> tuple[Vif, ...]:
-        """Bind all ports of a server to a host, and nothing else: for moves.  Raises Failed."""
+        """Bind all ports of a server to a host, and to no other.  Raises Failed."""
+        return await self._bound(
+            instance_uuid, host, lambda work: servers.rebind(work, instance_uuid, host, host_details)
+        )
 
-        def move(work: Work) -> tuple[Vif, ...]:
-            servers.rebind(work, instance_uuid, host, host_details)
+    async def unbind(self, instance_uuid: str) -> tuple[Vif, ...]:
+        """See NetworkService."""
+
+        def leave(work: Work) -> tuple[Vif, ...]:
+            unbind(work, instance_uuid)
             return vifs_of(work.tx, instance_uuid, self.options.bridge)
 
+        return await self.write(leave)
+
+    async def add_bindings(
+        self,
+        instance_uuid: str,
+        host: str,
+        host_details: dict[str, str],
+        profiles: Profiles | None = None,
+    ) -> tuple[Vif, ...]:
+        """See NetworkService."""
+        return await self._bound(
+            instance_uuid,
+            host,
+            lambda work: bindings.add(work, instance_uuid, host, host_details, profiles),
+        )
+
+    async def activate_bindings(self, instance_uuid: str, host: str) -> tuple[Vif, ...]:
+        """See NetworkService."""
+        return await self._bound(
+            instance_uuid, host, lambda work: bindings.activate(work, instance_uuid, host)
+        )
+
+    async def _bound(self, instance_uuid: str, host: str, change: Callable[[Work], None]) -> tuple[Vif, ...]:
+        """The server's ports as they are at the host after the change."""
+
+        def write(work: Work) -> tuple[Vif, ...]:
+            change(work)
+            return vifs_of(work.tx, instance_uuid, self.options.bridge, host)
+
         try:
-            return await self.write(move)
+            return await self.write(write)
         except Refused as error:
             raise Failed(str(error)) from error
 
+    async def remove_bindings(self, instance_uuid: str, host: str) -> None:
+        """See NetworkService."""
+        await self.write(lambda work: bindings.remove(work, instance_uuid, host))
+
+    async def attach(self, request: OnePort, host: str, host_details: dict[str, str]) -> Vif:
+        """See NetworkService."""
+
+        def write(work: Work) -> Vif:
+            attaching.attach(work, request, host, host_details)
+            vifs = vifs_of(work.tx, request.instance_uuid, self.options.bridge)
+            return next(vif for vif in vifs if vif.port_id == request.port_id)
+
+        return await self.write(write, f"ports {request.project_id}")
+
     async def release(self, instance_uuid: str, port_id: str) -> None:
-        """Take one port from a server: delete it if compute made it, else unbind it.  May be repeated."""
+        """See NetworkService."""
         await self.write(lambda work: servers.release_one(work, instance_uuid, port_id))
+
+    async def add_fixed_ip(self, instance_uuid: str, network_id: str) -> None:
+        """See NetworkService."""
+        await self.write(lambda work: attaching.add_fixed_ip(work, instance_uuid, network_id))
+
+    async def remove_fixed_ip(self, instance_uuid: str, address: str) -> None:
+        """See NetworkService."""
+        await self.write(lambda work: attaching.remove_fixed_ip(work, instance_uuid, address))
 
     async def deallocate(self, instance_uuid: str) -> None:
         """See NetworkService."""
@@ -189,12 +246,19 @@ class BuiltinNetwork:
         """See WiringSource."""
         return await self._db.read(lambda tx: wiring.port_details(tx, port_id, host))
 
-    async def network(self, network_id: str) -> NetworkDetails | None:
+    async def network(self, network_id: str, host: str | None = None) -> NetworkDetails | None:
+        """See WiringSource.  ``host`` is who asks: None is told of every network."""
+        return await self._db.read(lambda tx: wiring.network_details(tx, network_id, host))
+
+    async def tell_peers(self, network_id: str, host: str) -> None:
         """See WiringSource."""
-        return await self._db.read(lambda tx: wiring.network_details(tx, network_id))
+        self._say("network", network_id)
 
     async def port_up(self, port_id: str, host: str) -> None:
-        """See WiringSource.  A second one is silent, unless compute has not heard the first."""
+        """See WiringSource.  A second one is silent, unless compute has not heard the first.
+
+        From a host with a binding that is not active the port's own status stays as it is.
+        """
         await self._turn(port_id, host, "ACTIVE", "network-vif-plugged")
 
     async def port_down(self, port_id: str, host: str) -> None:
@@ -204,12 +268,16 @@ class BuiltinNetwork:
     async def _turn(self, port_id: str, host: str, status: str, event: str) -> None:
         def turn(work: Work) -> None:
             row = ports.turn(work.tx, port_id, host, status, work.now)
-            if row is None:
+            if row is not None:
+                device_id, nic_index = row
+                if device_id and nic_index is not None:
+                    work.tell(device_id, event, port_id)
+            elif not network_bindings.turn(work.tx, port_id, host, status):
                 work.events = ledger.pending_of_port(work.tx, port_id)
-                return
-            device_id, nic_index = row
-            if device_id and nic_index is not None:
-                work.tell(device_id, event, port_id)
+            elif status == "ACTIVE":  # a move waits for it; the port has not left its own host otherwise
+                port = ports.port(work.tx, port_id)
+                if port is not None and port.serves_instance:
+                    work.tell(port.device_id, event, port_id)
 
         await self.write(turn)
 

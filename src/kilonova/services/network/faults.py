@@ -65,6 +65,21 @@ class HTTPNotFound(NotFound):
     """No such route."""
 
 
+class PortBindingNotFound(NotFound):
+    def __init__(self, port_id: str, host: str) -> None:
+        super().__init__(f"Binding for port {port_id} for host {host} could not be found.")
+
+
+class PortBindingAlreadyExists(Conflict):
+    def __init__(self, port_id: str, host: str) -> None:
+        super().__init__(f"Binding for port {port_id} on host {host} already exists.")
+
+
+class PortBindingAlreadyActive(Conflict):
+    def __init__(self, port_id: str, host: str) -> None:
+        super().__init__(f"Binding for port {port_id} on host {host} is already active.")
+
+
 class NetworkInUse(Conflict):
     def __init__(self, network_id: str) -> None:
         super().__init__(

@@ -66,9 +66,9 @@ def create_network(work: Work, context: RequestContext, values: dict[str, Any]) 
     project_id = owner_of(context, values)
     work.use(project_id, "network", 1)
     vlan = _vlan(work, values)
-    mtu = values["mtu"] or work.options.mtu  # 0 asks for the largest that is possible
-    if mtu > work.options.mtu:
-        raise InvalidInput(f"An MTU of {mtu} is not possible here: at most {work.options.mtu} is.")
+    mtu = values["mtu"] or work.options.largest_mtu  # 0 asks for the largest that is possible
+    if mtu > work.options.largest_mtu:
+        raise InvalidInput(f"An MTU of {mtu} is not possible here: at most {work.options.largest_mtu} is.")
     record = Network(
         id=work.new_uuid(),
         project_id=project_id,
@@ -133,9 +133,11 @@ def update_network(work: Work, context: RequestContext, network_id: str, values:
             raise NetworkInUse(network_id)
         values["segmentation_id"] = _vlan(work, values)
     if values.get("mtu") == 0:
-        values["mtu"] = work.options.mtu
-    if values.get("mtu", 0) > work.options.mtu:
-        raise InvalidInput(f"An MTU of {values['mtu']} is not possible here: at most {work.options.mtu} is.")
+        values["mtu"] = work.options.largest_mtu
+    if values.get("mtu", 0) > work.options.largest_mtu:
+        raise InvalidInput(
+            f"An MTU of {values['mtu']} is not possible here: at most {work.options.largest_mtu} is."
+        )
     if values.get("shared") is False and ports.foreign_ports(
         work.tx, network_id, network.project_id, DHCP_OWNER
     ):

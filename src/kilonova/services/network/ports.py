@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kilonova.db import network_addresses as addresses
+from kilonova.db import network_bindings as bindings
 from kilonova.db import network_groups as groups
 from kilonova.db import network_ledger as ledger
 from kilonova.db import network_networks as networks
@@ -32,7 +33,10 @@ _FOR_NETWORK_OWNERS = ("mac_address", "port_security_enabled", "allowed_pairs")
 
 
 def binding(host: str, vnic_type: str, details: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(vif_type, vif_details) of a port on a host: bound by Open vSwitch, failed, or not bound."""
+    """(vif_type, vif_details) of a port on a host: bound by Open vSwitch, failed, or not bound.
+
+    ``details`` are those of the host.
+    """
     if not host:
         return "unbound", {}
     if vnic_type != "normal":
@@ -42,7 +46,7 @@ def binding(host: str, vnic_type: str, details: dict[str, Any]) -> tuple[str, di
         "connectivity": "l2",
         "ovs_hybrid_plug": False,
         "bound_drivers": {"0": "openvswitch"},
-        **details,
+        **{name: value for name, value in details.items() if name == "datapath_type"},
     }
 
 
@@ -163,10 +167,16 @@ def _existing(work: Work, context: RequestContext, wanted: tuple[str, ...]) -> l
 
 
 def _touch(work: Work, port: Port, group_ids: list[str]) -> None:
+    """Its host is told, and the hosts of those who let these groups in; no others have to look."""
     if port.host:
         work.ports.add(port.id)
-    work.networks.add(port.network_id)
     work.groups.update(group_ids)
+
+
+def tell_if_left(work: Work, network_id: str, host: str) -> None:
+    """Tell the network's other hosts if that one has lost its last port: tunnels to it are not needed."""
+    if host and ports.has_left(work.tx, network_id, host):
+        work.networks.add(network_id)
 
 
 def update_port(work: Work, context: RequestContext, port_id: str, values: dict[str, Any]) -> Port:
@@ -180,12 +190,17 @@ def update_port(work: Work, context: RequestContext, port_id: str, values: dict[
     regrouped = _regroup(work, context, port, values, old_groups)
     changes = _binding_changes(port, values)
     changes.update(_changed_fields(port, values))
+    former = port.host if "host" in changes else ""
+    if former:
+        bindings.forget(work.tx, port.id)
     if moved or regrouped or changes:
         port = ports.update_port(work.tx, port_id, work.now, changes)
+        tell_if_left(work, port.network_id, former)
     if port.serves_instance and port.host and (moved or regrouped or "mac_address" in changes):
         work.tell(port.device_id, "network-changed", port_id)
     if moved or regrouped or changes.keys() - {"name", "description"}:
         _touch(work, port, old_groups if moved or "allowed_pairs" in changes else [])
+        work.networks.add(port.network_id)  # the name that DHCP gives is not among what its host knows
     if regrouped:
         work.groups.update(old_groups, ports.groups_of(work.tx, port_id))
     return port
@@ -245,7 +260,7 @@ def _binding_changes(port: Port, values: dict[str, Any]) -> dict[str, Any]:
     if (host, vnic_type) == (port.host, port.vnic_type):
         return {}
     kept = port.vif_details if port.vif_type == "ovs" else {}
-    vif_type, details = binding(host, vnic_type, {k: v for k, v in kept.items() if k == "datapath_type"})
+    vif_type, details = binding(host, vnic_type, kept)
     return {"vif_type": vif_type, "vif_details": details, "status": "DOWN"}
 
 
@@ -281,4 +296,5 @@ def remove_port(work: Work, port: Port) -> None:
     _touch(work, port, ports.groups_of(work.tx, port.id))
     ports.erase(work.tx, port.id)
     ledger.delete_tags(work.tx, port.id)
+    tell_if_left(work, port.network_id, port.host)
     work.use(port.project_id, "port", -1)

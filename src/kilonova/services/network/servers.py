@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from kilonova.db import network_bindings as bindings
 from kilonova.db import network_groups as groups
 from kilonova.db import network_ledger as ledger
 from kilonova.db import network_networks as networks
@@ -13,12 +14,12 @@ from kilonova.db import network_ports as ports
 from kilonova.db.network_networks import Joined
 from kilonova.db.network_records import Port, encoded
 from kilonova.errors import Conflict, Forbidden, Invalid, NotFound
-from kilonova.model.port import RequestedNetwork
+from kilonova.model.port import DELEGATION, RequestedNetwork
 from kilonova.services.network.addressing import Wanted, containing, occupy, places_for
 from kilonova.services.network.auto import auto_network
 from kilonova.services.network.groups import DEFAULT, ensure_default
 from kilonova.services.network.port import PortRequest
-from kilonova.services.network.ports import binding, remove_port
+from kilonova.services.network.ports import binding, remove_port, tell_if_left
 from kilonova.services.network.work import Work
 
 
@@ -82,7 +83,7 @@ def group_ids(work: Work, project_id: str, names: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(result))
 
 
-def allocate(work: Work, request: PortRequest, target: Target, first: int) -> None:
+def allocate(work: Work, request: PortRequest, target: Target) -> None:
     """Make the missing ports of a server and bind all of them to the target's host.
 
     Raises errors of the kind Refused when that cannot be.
@@ -98,7 +99,7 @@ def allocate(work: Work, request: PortRequest, target: Target, first: int) -> No
             return
         wanted = _unnamed(work, request)
     joined: dict[str, Joined] = {}
-    for index, each in enumerate(wanted, start=first):
+    for index, each in enumerate(wanted):
         if each.port_id is not None:
             port = by_id.get(each.port_id) or _taken(work, request, each.port_id)
             place = port.nic_index if port.id in by_id else _place(existing, index)
@@ -107,7 +108,7 @@ def allocate(work: Work, request: PortRequest, target: Target, first: int) -> No
         elif index in existing:
             bind(work, existing[index], target, index, each.tag)
         else:
-            _make(work, request, each, index, target, joined)
+            make(work, request, each, index, target, joined)
 
 
 def _place(existing: dict[int | None, Port], index: int) -> int:
@@ -132,14 +133,16 @@ def _taken(work: Work, request: PortRequest, port_id: str) -> Port:
     return port
 
 
-def _make(
+def make(
     work: Work,
     request: PortRequest,
     wanted: RequestedNetwork,
     index: int,
     target: Target,
     known: dict[str, Joined],
+    port_id: str | None = None,
 ) -> None:
+    """Make a port and bind it; ``known`` networks need no look-up.  Raises Invalid, Conflict, OverQuota."""
     if wanted.network_id is None:
         raise Invalid("A requested network names neither a network nor a port.")
     joined = known.get(wanted.network_id)
@@ -155,7 +158,7 @@ def _make(
     places = places_for(work, joined, address, mac)
     vif_type, details = binding(target.host, "normal", target.details)
     port = Port(
-        id=work.new_uuid(),
+        id=port_id or work.new_uuid(),
         network_id=network.id,
         project_id=request.project_id,
         name="",
@@ -186,8 +189,7 @@ def _make(
         joining = group_ids(work, request.project_id, request.security_groups)
         ports.join_groups(work.tx, port.id, joining)
         work.groups.update(joining)
-    work.ports.add(port.id)
-    work.networks.add(network.id)
+    work.ports.add(port.id)  # only its own host has to know: who wires it looks at the network, too
     work.use(request.project_id, "port", 1)  # last of all: others of the project wait from here on
 
 
@@ -205,10 +207,13 @@ def bind(work: Work, port: Port, target: Target, index: int | None, tag: str | N
         "host": target.host,
         "vif_type": vif_type,
         "vif_details": details,
+        "profile": port.profile,
     }
     if all(getattr(port, name) == value for name, value in to.items()):
         return
     moved = (port.host, port.device_id) != (target.host, target.instance_uuid)
+    if moved:
+        to["profile"] = _bare(port.profile)
     _set(work, port, to, "DOWN" if moved else port.status)
 
 
@@ -225,10 +230,18 @@ def _set(work: Work, port: Port, to: dict[str, Any], status: str) -> None:
         to_host=to["host"],
         to_type=to["vif_type"],
         to_details=encoded(to["vif_details"]),
+        to_profile=encoded(to["profile"]),
         to_status=status,
     )
+    if port.host and port.host != to["host"]:
+        bindings.forget(work.tx, port.id)
+        tell_if_left(work, port.network_id, port.host)
     work.ports.add(port.id)
-    work.networks.add(port.network_id)
+
+
+def _bare(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile without what a move has written into it."""
+    return {name: value for name, value in profile.items() if name != DELEGATION}
 
 
 def rebind(work: Work, instance_uuid: str, host: str, details: dict[str, str]) -> None:
@@ -252,6 +265,7 @@ def release(work: Work, port: Port) -> None:
         "host": "",
         "vif_type": "unbound",
         "vif_details": {},
+        "profile": _bare(port.profile),
     }
     _set(work, port, free, "DOWN")
 

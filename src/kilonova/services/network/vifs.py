@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from kilonova.db import network_bindings as bindings
 from kilonova.db import network_ports as ports
 from kilonova.db.engine import Row, Tx
-from kilonova.db.network_records import PORTS
-from kilonova.model.port import FixedIp, SubnetInfo, Vif
+from kilonova.db.network_records import PORTS, Binding
+from kilonova.model.port import DELEGATION, FixedIp, SubnetInfo, Vif
 
 _PAIRS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 _TEXTS = msgspec.json.Decoder(tuple[str, ...])
@@ -35,8 +37,9 @@ class _Gathered:
         if group_id is not None:
             self.groups[group_id] = group_name
 
-    def vif(self, bridge: str) -> Vif:
+    def vif(self, bridge: str, bound: Mapping[str, Binding]) -> Vif:
         port = PORTS.record(self.row)
+        at = bound.get(port.id, port)
         name, mtu = self.row[PORTS.width : PORTS.width + 2]
         return Vif(
             port_id=port.id,
@@ -47,12 +50,13 @@ class _Gathered:
             subnets=tuple(self.subnets.values()),
             mtu=mtu,
             bridge=bridge,
-            vif_type=port.vif_type,
+            vif_type=at.vif_type,
             vnic_type=port.vnic_type,
-            details={k: v for k, v in port.vif_details.items() if isinstance(v, (str, int))},
-            profile={k: v for k, v in port.profile.items() if isinstance(v, (str, int))},
+            details={k: v for k, v in at.vif_details.items() if isinstance(v, (str, int))},
+            profile={k: v for k, v in at.profile.items() if isinstance(v, (str, int))},
             security_groups=tuple(self.groups.values()),
             preserve_on_delete=not port.made_by_compute,
+            delegate_create=bool(at.profile.get(DELEGATION, True)),
             tag=port.nic_tag,
         )
 
@@ -70,8 +74,12 @@ def _subnet(subnet_id: str, values: list[Any]) -> SubnetInfo:
     )
 
 
-def vifs_of(tx: Tx, instance_uuid: str, bridge: str) -> tuple[Vif, ...]:
-    """The ports of a server, in the order of its network cards."""
+def vifs_of(tx: Tx, instance_uuid: str, bridge: str, host: str | None = None) -> tuple[Vif, ...]:
+    """The ports of a server, in the order of its network cards.
+
+    As they are at ``host``, if that is given and they have bindings to it that are not active.
+    """
+    bound = {} if host is None else bindings.of_device(tx, instance_uuid, host)
     gathered: dict[str, _Gathered] = {}
     for row in ports.vif_rows(tx, instance_uuid):
         found = gathered.get(row[0])
@@ -79,7 +87,7 @@ def vifs_of(tx: Tx, instance_uuid: str, bridge: str) -> tuple[Vif, ...]:
             found = gathered[row[0]] = _Gathered(row)
         found.hear(row)
     indexed = sorted(gathered.values(), key=lambda each: _order(each.row))
-    return tuple(each.vif(bridge) for each in indexed)
+    return tuple(each.vif(bridge, bound) for each in indexed)
 
 
 _INDEX = PORTS.kind.__struct_fields__.index("nic_index")

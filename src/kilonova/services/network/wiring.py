@@ -7,6 +7,7 @@ import ipaddress
 import msgspec
 
 from kilonova.db import network_addresses as addresses
+from kilonova.db import network_bindings as bindings
 from kilonova.db import network_groups as groups
 from kilonova.db import network_networks as networks
 from kilonova.db import network_ports as ports
@@ -20,8 +21,12 @@ _PAIRS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 
 def port_details(tx: Tx, port_id: str, host: str) -> PortDetails | None:
     """None for a port that does not exist or is not bound to the host."""
-    port = ports.port(tx, port_id)
-    if port is None or not host or port.host != host:
+    found = ports.port_and_move(tx, port_id)
+    if found is None or not host:
+        return None
+    port, moving = found
+    at = port if port.host == host else bindings.one(tx, port_id, host)
+    if at is None:
         return None
     network = networks.network(tx, port.network_id)
     if network is None:
@@ -36,6 +41,9 @@ def port_details(tx: Tx, port_id: str, host: str) -> PortDetails | None:
         port_security=port.port_security_enabled,
         admin_state_up=port.admin_state_up and network.admin_state_up,
         rules=_resolved(tx, groups.rules_of_port(tx, port_id)) if port.port_security_enabled else (),
+        moving=moving,
+        active=at is port,
+        up=at.status == "ACTIVE",
     )
 
 
@@ -83,8 +91,11 @@ def member_cidrs(tx: Tx, group_id: str) -> list[str]:
     return list(result)
 
 
-def network_details(tx: Tx, network_id: str) -> NetworkDetails | None:
-    """None for a network that does not exist."""
+def network_details(tx: Tx, network_id: str, host: str | None) -> NetworkDetails | None:
+    """As ``host`` is told it; None for a network that does not exist, or has no port there."""
+    tunnels = ports.tunnels_of_network(tx, network_id)
+    if host is not None and host not in tunnels:
+        return None
     network = networks.network(tx, network_id)
     if network is None:
         return None
@@ -111,6 +122,7 @@ def network_details(tx: Tx, network_id: str) -> NetworkDetails | None:
             for mac, address, hostname, subnet_id in ports.dhcp_hosts(tx, network_id, DHCP_OWNER)
             if subnet_id in served
         ),
+        peers=tuple(sorted({ip for other, ip in tunnels.items() if ip and other != host})),
     )
 
 

@@ -17,6 +17,8 @@ DHCP_OWNER = "network:dhcp"
 DHCP_DEVICE = "reserved_dhcp_port"  # Neutron's name for a DHCP port that no agent has claimed
 FIRST_VLAN, LAST_VLAN = 1, 4000
 
+TUNNEL_OVERHEAD = 50  # bytes that VXLAN over IPv4 puts before a packet, Neutron's number
+
 DEFAULT_QUOTAS = {
     "network": 100,
     "subnet": 100,
@@ -31,11 +33,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator may choose."""
 
     physical_network: str = "physnet1"
-    mtu: int = 1500
+    mtu: int = 1500  # of the physical network
+    tunnels: bool = False  # whether hosts carry networks to each other in VXLAN
     quotas: dict[str, int] = msgspec.field(default_factory=DEFAULT_QUOTAS.copy)
     auto_cidr: str = "10.64.0.0/20"  # of networks that are made for a project by themselves
     default_zone: str = "nova"
     bridge: str = "br-int"
+
+    @property
+    def largest_mtu(self) -> int:
+        """That a network may have."""
+        return self.mtu - (TUNNEL_OVERHEAD if self.tunnels else 0)
 
 
 class Work:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +10,15 @@ from typing import Any
 
 import msgspec
 
+from kilonova.settings import PORTS
 from kilonova.testing.fleet.cable import Cable
 from kilonova.testing.fleet.daemon import Daemon
-from kilonova.testing.fleet.servers import NatsServer, PostgresServer, free_port
+from kilonova.testing.fleet.servers import NatsServer, PostgresServer
 from kilonova.testing.http_client import Client
+from kilonova.testing.ports import free_offset, free_port
 
 DATABASE = "kilonova"
 APART = 100  # by which the ports of one controller differ from the next one's
-PORTS = {"identity": 5000, "compute": 8774, "placement": 8778, "image": 9292, "network": 9696}
 
 CONFIG = """\
 [DEFAULT]
@@ -43,6 +41,8 @@ connection = {conninfo}
 key_repository = {directory}/keys
 [glance_store]
 filesystem_store_datadir = {directory}/images
+[volume]
+directory = {directory}/volumes
 [identity]
 password_hash_rounds = 1
 [catalog]
@@ -58,16 +58,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 5.0
 
 
-def free_offset(controllers: int) -> int:
-    """An offset at which all ports of all controllers are free, below those that the kernel gives away."""
-    for offset in range(11_000 + os.getpid() * 37 % 9_000, 22_000, 13):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for controller in range(controllers):
-                for port in PORTS.values():
-                    address = ("127.0.0.1", port + offset + APART * controller)
-                    stack.enter_context(socket.create_server(address))
-            return offset
-    raise RuntimeError("There are not enough free ports.")
+NORMAL = Pace()
 
 
 class Fleet:
@@ -79,18 +70,21 @@ class Fleet:
         *,
         controllers: int = 2,
         offset: int | None = None,
-        pace: Pace = Pace(),  # noqa: B008 - a record that cannot be changed
+        pace: Pace = NORMAL,
         more: str = "",
         safe: bool = True,
         wired: tuple[int, ...] = (),
+        bus_address: str = "127.0.0.1",
     ) -> None:
         """``wired`` are the controllers that reach their database and bus over cables, which can be cut."""
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
         self.directory = directory
-        self.offset = offset = free_offset(controllers) if offset is None else offset
+        self.offset = offset = (
+            free_offset(APART * number for number in range(controllers)) if offset is None else offset
+        )
         self.postgres = PostgresServer(directory / "postgres", safe=safe)
-        self.nats = NatsServer(directory / "nats")
+        self.nats = NatsServer(directory / "nats", address=bus_address)
         values = {
             **msgspec.structs.asdict(pace),
             "url": self.nats.url,

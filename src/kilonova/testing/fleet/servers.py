@@ -7,19 +7,12 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 from kilonova.testing.fleet.daemon import PATIENCE, Daemon, DidNotStart
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from kilonova.testing.ports import free_port
 
 
 def _binaries() -> Path:
@@ -114,23 +107,24 @@ def _signal(pids: list[int], number: int) -> None:
 
 
 class NatsServer(Daemon):
-    """On a port of loopback; ``config`` is what its configuration has beside that."""
+    """On a port of ``address``; ``config`` is what its configuration has beside that."""
 
-    def __init__(self, directory: Path, config: str = "") -> None:
+    def __init__(self, directory: Path, config: str = "", address: str = "127.0.0.1") -> None:
         program = shutil.which("nats-server", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
         if program is None:
             raise DidNotStart("nats-server is not installed: `apt install nats-server`.")
         directory.mkdir(parents=True, exist_ok=True)
+        self.address = address
         self.port = free_port()
         self.monitor = f"http://127.0.0.1:{free_port()}"
         self.file = directory / "nats.conf"
         monitor = self.monitor.removeprefix("http://")
-        self.file.write_text(f'listen: "127.0.0.1:{self.port}"\nhttp: "{monitor}"\n{config}')
+        self.file.write_text(f'listen: "{address}:{self.port}"\nhttp: "{monitor}"\n{config}')
         super().__init__("nats-server", [program, "-c", str(self.file)], directory / "nats.log")
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.address}:{self.port}"
 
     async def up(self) -> None:
         """Start it and wait until it answers.  Raises DidNotStart."""
@@ -138,7 +132,7 @@ class NatsServer(Daemon):
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                _, writer = await asyncio.open_connection(self.address, self.port)
             except OSError:
                 if not self.alive or time.monotonic() > deadline:
                     raise DidNotStart(f"nats-server: {self.log.read_text()[-2000:]}") from None

@@ -15,7 +15,9 @@ from typing import NamedTuple
 from kilonova.clock import SECOND, Clock, iso_z
 from kilonova.errors import HostFault, NotFound
 from kilonova.model.host import HostReport, Inventory
+from kilonova.model.port import Vif
 from kilonova.model.states import POWER_NAMES, Power
+from kilonova.model.volume import Attachment
 from kilonova.rpc.messages import (
     CpuDiagnostics,
     Diagnostics,
@@ -23,9 +25,14 @@ from kilonova.rpc.messages import (
     GuestSpec,
     NicDiagnostics,
 )
+from kilonova.rpc.moves import ArrivalFacts, LiveOutcome, LivePlan, LiveWish, Located, Progress
 from kilonova.virt.driver import ImageSource, PowerEvent
 from kilonova.virt.fake.guests import PREPARED, GuestFile
 from kilonova.virt.fake.hardware import FakeHardware
+from kilonova.virt.fake.live import Fabric, FakeLive
+from kilonova.virt.fake.parked import FakeStorage, ParkedGuests
+from kilonova.virt.fake.snapshot import FakeData, FakeDisks
+from kilonova.virt.volumes import connection_of, out_of_reach
 
 
 class Faults:
@@ -55,6 +62,9 @@ class Faults:
     def mend(self, verb: str) -> None:
         self._queues[verb].clear()
 
+    def held(self, verb: str) -> bool:
+        return verb in self._gates
+
     def hold(self, verb: str) -> None:
         self._gates[verb] = asyncio.Event()
 
@@ -78,10 +88,9 @@ class _Shape(NamedTuple):
     vcpus: int
     memory_mb: int | None
     config_drive: bool
-    macs: tuple[str, ...]
 
 
-_UNKNOWN = _Shape(0, None, False, ())
+_UNKNOWN = _Shape(0, None, False)
 
 
 class FakeDriver:
@@ -89,6 +98,7 @@ class FakeDriver:
 
     name = "fake"
     hypervisor_type = "fake"
+    stopped_delay = 0.0
 
     def __init__(
         self,
@@ -106,9 +116,13 @@ class FakeDriver:
 
         Instead of a directory it may be given a file of guests (`guests.opened`) that it shares with others.
         """
+        self.fabric = Fabric()  # drivers that open with the same one pass guests on to each other
         self.faults = Faults()
         self.delay = delay
         self.ignores_shutdown: set[str] = set()  # guests that do not hear the power button
+        self.keeps_devices: set[str] = set()  # guests that do not let go of what is to be unplugged
+        self.unreachable: set[str] = set()  # volumes, by id or path, that this host does not see
+        self.storage = FakeStorage()
         self._host = host
         self._compute_id = compute_id
         self._clock = clock
@@ -118,20 +132,37 @@ class FakeDriver:
         self._host_ip = host_ip
         self._file = state_dir / "fake-guests.db" if isinstance(state_dir, Path) else state_dir
         self._guests: GuestFile | None = None
+        self._disks: FakeDisks | None = None
         self._shapes: dict[str, _Shape] = {}  # of guests that this process has started
         self._event: PowerEvent | None = None
+        self._live: FakeLive | None = None
+
+    @property
+    def live(self) -> FakeLive:
+        assert self._live is not None, "the driver is not open"
+        return self._live
 
     @property
     def guest_file(self) -> GuestFile:
         assert self._guests is not None, "the driver is not open"
         return self._guests
 
+    @property
+    def disks(self) -> FakeDisks:
+        assert self._disks is not None, "the driver is not open"
+        return self._disks
+
     async def open(self, on_power_event: PowerEvent) -> None:
         shared = isinstance(self._file, sqlite3.Connection)
         self._guests = GuestFile(self._file, self._host if shared else "")
+        self._disks = FakeDisks(self._guests.connection, self._host if shared else "")
         self._event = on_power_event
+        self._live = FakeLive(
+            self._host, self._guests, lambda: self.storage, self._clock, self.faults, self.fabric
+        )
 
     async def close(self) -> None:
+        self.live.close()
         if isinstance(self._file, Path):
             self.guest_file.close()
 
@@ -148,6 +179,7 @@ class FakeDriver:
             cpu_info={"arch": "x86_64", "model": "fake", "vendor": "Kilonova", "features": []},
             details={"datapath_type": "netdev"},
             started_at=self._clock.now(),
+            boot_id="" if self._guests is None else self._guests.boot_id(),
             numa=self.hardware.numa,
             pci_devices=self.hardware.devices(self._compute_id, self._host),
             items=self.hardware.listed(self._compute_id),
@@ -168,13 +200,32 @@ class FakeDriver:
 
     async def prepare(self, guest: GuestSpec, images: ImageSource) -> None:
         await self._do("prepare")
+        self._check_volumes(guest.volumes)
         if self.guest_file.state(guest.uuid) is None:
+            if guest.flat_root and guest.image is not None:  # others have nothing on their disks
+                self.disks.write(guest.uuid, b"".join([piece async for piece in images.read(guest.image.id)]))
             self.guest_file.put(guest.uuid, PREPARED)
 
     async def discard(self, uuid: str) -> None:
         await self._do("discard")
+        self.live.forget(uuid)
         self.guest_file.drop(uuid)
+        self.disks.discard(uuid)
         self._shapes.pop(uuid, None)
+
+    async def snapshot(self, uuid: str, image_id: str) -> None:
+        await self._do("snapshot")
+        if self.guest_file.state(uuid) is None:
+            raise HostFault(f"The disk of guest {uuid} is not on this host.")
+        self.disks.snapshot(uuid, image_id)
+
+    async def snapshot_data(self, uuid: str, image_id: str) -> FakeData:
+        await self._do("snapshot_data")
+        return self.disks.data(uuid, image_id)
+
+    async def drop_snapshot(self, uuid: str, image_id: str) -> None:
+        await self._do("drop_snapshot")
+        self.disks.drop_snapshot(uuid, image_id)
 
     async def start(self, guest: GuestSpec, *, paused: bool) -> None:
         await self._do("start")
@@ -185,14 +236,62 @@ class FakeDriver:
             self.guest_file.put(guest.uuid, Power.RUNNING)
         if state in (Power.RUNNING, Power.PAUSED):
             return
-        macs = tuple(vif.mac for vif in guest.vifs)
+        self._check_volumes(guest.volumes)
         flavor = guest.flavor
-        self._shapes[guest.uuid] = _Shape(
-            flavor.vcpus, flavor.memory_mb, guest.config_drive is not None, macs
-        )
+        self._shapes[guest.uuid] = _Shape(flavor.vcpus, flavor.memory_mb, guest.config_drive is not None)
         self.guest_file.put(
-            guest.uuid, Power.PAUSED if paused else Power.RUNNING, started_at=self._clock.now()
+            guest.uuid,
+            Power.PAUSED if paused else Power.RUNNING,
+            started_at=self._clock.now(),
+            macs=tuple(vif.mac for vif in guest.vifs),
+            volumes=guest.volumes,
         )
+
+    async def attach_interface(self, guest: GuestSpec, vif: Vif) -> None:
+        await self._do("attach_interface")
+        state, macs = self.guest_file.state(guest.uuid), self.guest_file.macs(guest.uuid)
+        if state not in (None, PREPARED) and vif.mac not in macs:
+            self.guest_file.put(guest.uuid, state, macs=(*macs, vif.mac))
+
+    async def detach_interface(self, guest: GuestSpec, vif: Vif) -> None:
+        await self._do("detach_interface")
+        state, macs = self.guest_file.state(guest.uuid), self.guest_file.macs(guest.uuid)
+        if state is None or vif.mac not in macs:
+            return
+        if state in (Power.RUNNING, Power.PAUSED) and guest.uuid in self.keeps_devices:
+            raise HostFault(f"Guest {guest.uuid} does not let go of the network card {vif.mac}.")
+        self.guest_file.put(guest.uuid, state, macs=tuple(each for each in macs if each != vif.mac))
+
+    async def attach_volume(self, guest: GuestSpec, volume: Attachment) -> None:
+        await self._do("attach_volume")
+        self._check_volumes((volume,))
+        state, had = self.guest_file.state(guest.uuid), self.guest_file.volumes(guest.uuid)
+        if state in (None, PREPARED) or any(each.volume_id == volume.volume_id for each in had):
+            return
+        if any(each.device == volume.device for each in had):
+            raise HostFault(f"Guest {guest.uuid} has another disk at {volume.device}: choose another device.")
+        self.guest_file.put(guest.uuid, state, volumes=(*had, volume))
+
+    async def detach_volume(self, guest: GuestSpec, volume: Attachment) -> None:
+        await self._do("detach_volume")
+        state, had = self.guest_file.state(guest.uuid), self.guest_file.volumes(guest.uuid)
+        left = tuple(each for each in had if each.volume_id != volume.volume_id)
+        if state is None or left == had:
+            return
+        if state in (Power.RUNNING, Power.PAUSED) and guest.uuid in self.keeps_devices:
+            raise HostFault(f"Guest {guest.uuid} does not let go of volume {volume.volume_id}.")
+        self.guest_file.put(guest.uuid, state, volumes=left)
+
+    async def check_volumes(self, volumes: tuple[Attachment, ...]) -> None:
+        await self._do("check_volumes")
+        self._check_volumes(volumes)
+
+    def _check_volumes(self, volumes: tuple[Attachment, ...]) -> None:
+        """Raises HostFault for one that this host does not see."""
+        for volume in volumes:
+            path = connection_of(volume).path
+            if not self.unreachable.isdisjoint((volume.volume_id, path)):
+                raise out_of_reach(volume, f"there is no {path}")
 
     async def resume(self, uuid: str) -> None:
         await self._do("resume")
@@ -219,8 +318,9 @@ class FakeDriver:
 
     async def undefine(self, uuid: str) -> None:
         await self._do("undefine")
+        self.live.forget(uuid)
         if self.guest_file.state(uuid) not in (None, PREPARED):
-            self.guest_file.put(uuid, PREPARED)
+            self.guest_file.put(uuid, PREPARED, macs=(), volumes=())
 
     async def power_state(self, uuid: str) -> int:
         state = self.guest_file.state(uuid)
@@ -251,15 +351,115 @@ class FakeDriver:
             memory_maximum=shape.memory_mb,
             memory_used=None,
             cpus=tuple(CpuDiagnostics(id=n) for n in range(shape.vcpus)),
-            disks=(DiskDiagnostics(),),
-            nics=tuple(NicDiagnostics(mac_address=mac) for mac in shape.macs),
+            disks=(DiskDiagnostics(),) * (1 + len(self.guest_file.volumes(uuid))),
+            nics=tuple(NicDiagnostics(mac_address=mac) for mac in self.guest_file.macs(uuid)),
         )
+
+    # ---- cold moves ----
+
+    @property
+    def _parked(self) -> ParkedGuests:
+        return ParkedGuests(self.guest_file, self.storage)
+
+    async def put_probe(self) -> str:
+        await self._do("put_probe")
+        return self._parked.put_probe()
+
+    async def see_probe(self, probe: str) -> bool:
+        await self._do("see_probe")
+        return self._parked.see_probe(probe)
+
+    async def remove_probe(self, probe: str) -> None:
+        await self._do("remove_probe")
+        self._parked.remove_probe(probe)
+
+    async def check_room(self, guest: GuestSpec) -> None:
+        await self._do("check_room")
+        self._check_volumes(guest.volumes)
+        self._parked.check_room(guest)
+
+    async def park(self, uuid: str) -> None:
+        await self._do("park")
+        self._parked.park(uuid)
+
+    async def unpark(self, uuid: str) -> None:
+        await self._do("unpark")
+        self._parked.unpark(uuid)
+
+    async def drop_parked(self, uuid: str) -> None:
+        await self._do("drop_parked")
+        self._parked.drop(uuid)
+
+    async def adopt_parked(self, guest: GuestSpec) -> None:
+        await self._do("adopt_parked")
+        self._check_volumes(guest.volumes)
+        self._parked.adopt(guest)
+
+    async def parked_files(self, uuid: str) -> tuple[Path, ...]:
+        await self._do("parked_files")
+        return self._parked.files(uuid)
+
+    async def begin_receiving(self, guest: GuestSpec) -> None:
+        """Its record stands for its files: there is nothing to send."""
+        await self._do("begin_receiving")
+        self._check_volumes(guest.volumes)
+        self._parked.receive(guest)
+
+    async def fit_disks(self, guest: GuestSpec) -> None:
+        await self._do("fit_disks")
+        self._parked.fit(guest)
+
+    # ---- live moves ----
+
+    async def locate(self, uuid: str) -> Located:
+        await self._do("locate")
+        return self.live.locate(uuid)
+
+    async def live_progress(self, uuid: str) -> Progress:
+        await self._do("live_progress")
+        return self.live.progress(uuid)
+
+    async def check_arrival(self, guest: GuestSpec, wish: LiveWish) -> ArrivalFacts:
+        await self._do("check_arrival")
+        self._check_volumes(guest.volumes)
+        return self.live.check_arrival(guest)
+
+    async def check_departure(self, guest: GuestSpec, wish: LiveWish, facts: ArrivalFacts) -> LivePlan:
+        await self._do("check_departure")
+        return self.live.check_departure(guest, wish, facts)
+
+    async def receive_live(self, guest: GuestSpec, plan: LivePlan, images: ImageSource) -> LivePlan:
+        await self._do("receive_live")
+        self._check_volumes(guest.volumes)
+        return self.live.receive(guest, plan)
+
+    async def send_live(self, guest: GuestSpec, plan: LivePlan) -> LiveOutcome:
+        await self._do("send_live")
+        return await self.live.send(guest, plan)
+
+    async def steer_live(self, uuid: str, wish: str) -> bool:
+        await self._do("steer_live")
+        return self.live.steer(uuid, wish)
+
+    async def settle_live(self, guest: GuestSpec) -> None:
+        await self._do("settle_live")
+        self.live.settle(guest)
+
+    async def leave_live(self, uuid: str, plan: LivePlan) -> None:
+        await self._do("leave_live")
+        self.live.leave(uuid)
 
     def turn_off(self, uuid: str) -> None:
         """The guest goes off, by itself or by its power button."""
         self.guest_file.put(uuid, Power.SHUTDOWN)
         if self._event is not None:
             self._event(uuid, Power.SHUTDOWN)
+
+    def turn_on(self, uuid: str) -> None:
+        """Somebody else starts the guest."""
+        self.guest_file.put(uuid, Power.RUNNING)
+        if self._event is not None:
+            self._event(uuid, Power.RUNNING)
 
     def _must_exist(self, uuid: str) -> int:
         state = self.guest_file.state(uuid)

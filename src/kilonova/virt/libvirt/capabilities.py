@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -12,6 +13,7 @@ import structlog
 
 from kilonova.errors import Failed, HostFault
 from kilonova.virt.libvirt.connection import Connection
+from kilonova.virt.libvirt.volumes import QemuUser
 
 log = structlog.get_logger("kilonova.virt")
 
@@ -54,6 +56,7 @@ class Capabilities:
         self.virt_type = ""  # kvm or qemu, once it is open
         self.cpu = HostCpu(arch="")
         self.machine_types: frozenset[str] = frozenset()
+        self.qemu_user: QemuUser | None = None  # None: libvirt does not say
 
     async def open(self) -> None:
         """Raises Failed when KVM is demanded and does not work."""
@@ -69,6 +72,7 @@ class Capabilities:
             if name
         )
         self.virt_type = await self._choose(domains)
+        self.qemu_user = _qemu_user(root, self.virt_type)
 
     async def _choose(self, domains: set[str]) -> str:
         if self._wanted == "qemu":
@@ -101,13 +105,28 @@ class Capabilities:
 
     async def guest_features(self, machine: Machine) -> frozenset[str]:
         """All features of the processor that a guest of the host's model gets, by libvirt's names."""
-        if not machine.cpu:
-            return frozenset()
+        return await self._expanded(machine, machine.cpu) if machine.cpu else frozenset()
+
+    async def features_of(self, machine: Machine, cpu: ET.Element) -> frozenset[str]:
+        """All features of a guest's processor, as its ``<cpu>`` with a model says."""
+        plain = ET.Element("cpu")
+        ET.SubElement(plain, "arch").text = machine.arch
+        ET.SubElement(plain, "model").text = cpu.findtext("model", "")
+        policies: dict[str, set[str]] = {}
+        for feature in cpu.iterfind("feature"):
+            policies.setdefault(feature.get("policy", "require"), set()).add(feature.get("name", ""))
+        wanted = policies.get("require", set()) | policies.get("force", set())
+        for name in sorted(wanted):
+            ET.SubElement(plain, "feature", {"name": name})
+        found = await self._expanded(machine, ET.tostring(plain, encoding="unicode"))
+        return (found | wanted) - policies.get("disable", set()) - policies.get("forbid", set())
+
+    async def _expanded(self, machine: Machine, cpu: str) -> frozenset[str]:
         libvirt = self._connection.libvirt
 
         def work(link: Any) -> str:
             flags = libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
-            wanted = (None, machine.arch, machine.name, self.virt_type, [machine.cpu], flags)
+            wanted = (None, machine.arch, machine.name, self.virt_type, [cpu], flags)
             text: str = link.baselineHypervisorCPU(*wanted)
             return text
 
@@ -138,6 +157,14 @@ async def kvm_fault() -> str:
     if process.returncode == 0:
         return ""
     return err.decode(errors="replace").strip() or f"the probe ended with code {process.returncode}"
+
+
+def _qemu_user(root: ET.Element, virt_type: str) -> QemuUser | None:
+    for model in root.iterfind("host/secmodel[model='dac']"):
+        label = model.findtext(f"baselabel[@type='{virt_type}']", "")
+        if found := re.fullmatch(r"\+(\d+):\+(\d+)", label):
+            return QemuUser(int(found[1]), int(found[2]))
+    return None
 
 
 def _host_cpu(root: ET.Element) -> HostCpu:

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from kilonova import programs
 from kilonova.errors import Failed
+from kilonova.threads import Threads
 from kilonova.virt.libvirt.files import settle
-from kilonova.virt.libvirt.threads import Threads
 
 LABEL = "config-2"
 DATE = 1_700_000_000  # every file's, in seconds since 1970

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -10,9 +11,9 @@ import structlog
 
 from kilonova.clock import Clock
 from kilonova.errors import KilonovaError, TryAgain, Unreachable
+from kilonova.threads import Threads, finished
 from kilonova.virt.libvirt import binding
 from kilonova.virt.libvirt.faults import translated, words
-from kilonova.virt.libvirt.threads import Threads, finished
 
 log = structlog.get_logger("kilonova.virt")
 
@@ -30,6 +31,9 @@ class Listener(Protocol):
     def lifecycle(self, uuid: str, event: int, detail: int) -> None: ...
 
     def rebooted(self, uuid: str) -> None: ...
+
+    def device_removed(self, uuid: str, alias: str, *, refused: bool) -> None:
+        """A guest has let go of a device, or says that it will not."""
 
     def lost(self) -> None:
         """libvirtd is gone; events are missed from here on."""
@@ -105,6 +109,14 @@ class Connection:
         except self.libvirt.libvirtError as error:
             raise translated(self.libvirt, error, alive=link.is_alive()) from error
 
+    async def submit(self, threads: Threads, work: Callable[[Any], T]) -> concurrent.futures.Future[T]:
+        """Begin what may take hours, with the connection in one of the caller's own threads.
+
+        It gives what ``work`` gives or raises, untranslated.  Raises Unreachable when libvirtd is not there.
+        """
+        link = await self._alive()
+        return threads.submit(lambda: work(link.connect))
+
     # ---- there and gone ----
 
     async def _alive(self) -> _Link:
@@ -161,6 +173,8 @@ class Connection:
             for event, callback in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, self._on_device_kept),
             )
         ]
         return _Link(link, events)
@@ -206,6 +220,14 @@ class Connection:
     def _on_reboot(self, link: Any, domain: Any, opaque: object) -> None:
         uuid = domain.UUIDString()
         self._tell(lambda: self._listener.rebooted(uuid))
+
+    def _on_device_removed(self, link: Any, domain: Any, alias: str, opaque: object) -> None:
+        uuid = domain.UUIDString()
+        self._tell(lambda: self._listener.device_removed(uuid, alias, refused=False))
+
+    def _on_device_kept(self, link: Any, domain: Any, alias: str, opaque: object) -> None:
+        uuid = domain.UUIDString()
+        self._tell(lambda: self._listener.device_removed(uuid, alias, refused=True))
 
     def _tell(self, news: Callable[[], None]) -> None:
         if self._closed:

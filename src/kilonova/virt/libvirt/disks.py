@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,11 +19,11 @@ import structlog
 from kilonova import programs
 from kilonova.errors import Failed, HostFault
 from kilonova.rpc.messages import GuestSpec
+from kilonova.threads import Threads
 from kilonova.virt.driver import ImageSource
 from kilonova.virt.libvirt import config_drive
 from kilonova.virt.libvirt.files import settle
 from kilonova.virt.libvirt.image_cache import CachedImage, ImageCache
-from kilonova.virt.libvirt.threads import Threads
 
 log = structlog.get_logger("kilonova.virt")
 
@@ -36,6 +37,7 @@ SWAP = "disk.swap"
 CONFIG = "disk.config"
 CONSOLE = "console.log"
 NEW = ".new"
+CONVERT = 24 * 3600.0  # seconds that converting a disk may take
 
 
 class DiskFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +102,59 @@ class GuestFiles:
             if guest.config_drive is not None:
                 await config_drive.write(guest.config_drive, here / CONFIG, self._drive_format, self._threads)
         except OSError as error:
-            raise _disk_fault(error, here) from error
+            raise disk_fault(error, here) from error
         except programs.ProgramFailed as error:
             if "No space left on device" in error.stderr:
-                raise _disk_fault(OSError(errno.ENOSPC, error.stderr), here) from error
+                raise disk_fault(OSError(errno.ENOSPC, error.stderr), here) from error
             raise
+
+    async def prepare_empty(
+        self, guest: GuestSpec, images: ImageSource, sizes: Mapping[str, int], *, flat: bool = False
+    ) -> None:
+        """Disks of these sizes (bytes, by name) that another host fills, on top of the same image, or of none
+        (``flat``).
+
+        The guest's directory is there.  Raises Failed, HostFault, Unreachable.
+        """
+        here = self.of(guest.uuid)
+        if guest.image is None or not sizes.keys() <= {ROOT, EPHEMERAL, SWAP, CONFIG}:
+            raise Failed(f"Guest {guest.uuid} has other disks than can be received: {', '.join(sizes)}.")
+        backing: tuple[str, ...] = ()
+        try:
+            if not flat:
+                cached = await self._cache.ensure(guest.image, images)
+                await self._threads.run(lambda: _link(cached.path, here / BASE))
+                if guest.image.disk_format != "iso":
+                    backing = ("-F", cached.format, "-b", BASE)
+            for name, size in sizes.items():
+                if name == ROOT:
+                    await self._create(here / ROOT, size, backing)
+                else:
+                    await self._blank(here / name, size, ())
+        except OSError as error:
+            raise disk_fault(error, here) from error
+
+    async def receive(self, guest: GuestSpec) -> Path:
+        """The guest's directory, for files that come; with a link to its image, if that is in the cache."""
+        here = self.of(guest.uuid)
+        try:
+            await self._threads.run(lambda: _make_directory(here))
+            image = None if guest.flat_root else guest.image
+            cached = None if image is None else await self._cache.find(image)
+            if cached is not None and not await self._threads.run((here / BASE).exists):
+                await self._threads.run(lambda: _link(cached.path, here / BASE))
+        except OSError as error:
+            raise disk_fault(error, here) from error
+        return here
+
+    async def complete(self, guest: GuestSpec) -> None:
+        """Make the empty disks that a guest has with its flavor, and had not before."""
+        here, flavor = self.of(guest.uuid), guest.flavor
+        iso = guest.image is not None and guest.image.disk_format == "iso"
+        if iso and flavor.root_gb and not await self._threads.run((here / ROOT).exists):
+            await self._create(here / ROOT, flavor.root_gb * GIB, ())
+        await self._blank(here / EPHEMERAL, flavor.ephemeral_gb * GIB, _ext4(guest))
+        await self._blank(here / SWAP, flavor.swap_mb * MIB, ("mkswap", "--label", "swap"))
 
     async def _root(self, guest: GuestSpec, images: ImageSource, here: Path) -> None:
         if guest.image is None:
@@ -118,12 +168,26 @@ class GuestFiles:
             return
         cached = await self._cache.ensure(guest.image, images)
         size = _root_size(guest, cached)
+        if guest.flat_root and not iso:
+            await self._flatten(cached, root, size)
+            return
         await self._threads.run(lambda: _link(cached.path, base))
         if not iso:
             # relative, so that the directory can be moved
             await self._create(root, size, ("-F", cached.format, "-b", BASE))
         elif root in wanted:
             await self._create(root, guest.flavor.root_gb * GIB, ())
+
+    async def _flatten(self, image: CachedImage, root: Path, size: int) -> None:
+        """A root disk that needs no base, for a server that outlives its image (Nova's bug 1732428)."""
+        draft = root.with_name(root.name + NEW)
+        convert = ("-f", image.format, "-O", "qcow2", str(image.path), draft.name)
+        await programs.run("qemu-img", "convert", "-q", *convert, cwd=root.parent, timeout=CONVERT)
+        if size > image.virtual_size:
+            await programs.run(
+                "qemu-img", "resize", "-q", "-f", "qcow2", draft.name, str(size), cwd=root.parent
+            )
+        await self._threads.run(lambda: settle(draft, root))
 
     async def _create(self, path: Path, size: int, backing: tuple[str, ...]) -> None:
         draft = path.with_name(path.name + NEW)
@@ -202,7 +266,8 @@ def _remove(here: Path) -> None:
         shutil.rmtree(here)
 
 
-def _disk_fault(error: OSError, here: Path) -> HostFault:
+def disk_fault(error: OSError, here: Path) -> HostFault:
+    """What it means that a file in a guest's directory cannot be made."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HostFault(f"The disk of this host is full: the files of guest {here.name} do not fit.")
     if error.errno == errno.EXDEV:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import structlog
+
 from kilonova.clock import SECOND, Clock
 from kilonova.errors import HostFault, NotFound, TryAgain
 from kilonova.model.states import Power
 from kilonova.virt.libvirt.connection import Connection
 from kilonova.virt.libvirt.faults import words
+from kilonova.virt.libvirt.lookup import find
+from kilonova.virt.libvirt.xml.addresses import placed
 from kilonova.virt.libvirt.xml.metadata import OURS, read_mark
+
+log = structlog.get_logger("kilonova.virt")
 
 # virDomainState -> power state.  One that is "being shut down" (4) still runs.
 POWER = {
@@ -26,12 +32,14 @@ POWER = {
 
 
 PAUSED, STARTING_UP = 3, 11  # virDomainState, and virDomainPausedReason
+SHUTOFF, MIGRATED = 5, 4  # virDomainState, and virDomainShutoffReason
 STARTING_PATIENCE = 60.0  # seconds that libvirt may take for a start that somebody else has asked for
 
 
 def power_of(state: int, reason: int) -> int:
-    """A guest that is being started is no guest yet, though libvirt calls it paused."""
-    if (state, reason) == (PAUSED, STARTING_UP):
+    """A guest that is being started is no guest yet, though libvirt calls it paused; one that has gone live
+    to another host is none any more, though what it leaves is shut off."""
+    if (state, reason) in ((PAUSED, STARTING_UP), (SHUTOFF, MIGRATED)):
         return Power.NOSTATE
     return POWER.get(state, Power.NOSTATE)
 
@@ -96,12 +104,7 @@ class Domains:
         return await self._connection.call(lambda link: self._state(self._find(link, uuid)))
 
     def _find(self, link: Any, uuid: str) -> Any:
-        try:
-            return link.lookupByUUIDString(uuid)
-        except self._libvirt.libvirtError as error:
-            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
-                return None
-            raise
+        return find(self._libvirt, link, uuid)
 
     def _state(self, domain: Any) -> int:
         if domain is None:
@@ -158,7 +161,7 @@ class Domains:
             known = self._find(link, uuid)
             if known is not None and known.name() != name:  # the template of names has changed
                 known.rename(name, 0)
-            domain = link.defineXML(xml)
+            domain = self._define(link, uuid, xml, known)
         except libvirt.libvirtError as error:
             self._unless_gone(link, error)
             raise HostFault(f"libvirt refuses to define guest {uuid}: {words(error)}") from error
@@ -167,6 +170,18 @@ class Domains:
         except libvirt.libvirtError as error:
             self._unless_gone(link, error)
             raise HostFault(f"Guest {uuid} does not start: {words(error)}") from error
+
+    def _define(self, link: Any, uuid: str, xml: str, known: Any) -> Any:
+        """Define a guest anew, its devices where they are in what libvirt ``known`` of it."""
+        libvirt = self._libvirt
+        kept = xml if known is None else placed(xml, known.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        if kept != xml:
+            try:
+                return link.defineXML(kept)
+            except libvirt.libvirtError as error:
+                self._unless_gone(link, error)
+                log.warning("a guest's devices cannot stay in place", instance=uuid, reason=words(error))
+        return link.defineXML(xml)
 
     def _unless_gone(self, link: Any, error: Exception) -> None:
         """Hand on the error of a connection that is lost: it says nothing of the guest."""
@@ -267,6 +282,35 @@ class Domains:
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
+
+        await self._connection.call(work)
+
+    async def migratable_xml(self, uuid: str) -> str:
+        """As the guest runs, with its processor in full.  Raises NotFound."""
+        flags = self._libvirt.VIR_DOMAIN_XML_MIGRATABLE
+
+        def work(link: Any) -> str:
+            xml: str = self._existing(link, uuid).XMLDesc(flags)
+            return xml
+
+        return await self._connection.call(work)
+
+    async def keep(self, uuid: str) -> None:
+        """Have a guest defined for good, which libvirt may have taken in for the time that it runs only.
+
+        Raises NotFound.
+        """
+        libvirt = self._libvirt
+        flags = (
+            libvirt.VIR_DOMAIN_XML_INACTIVE
+            | libvirt.VIR_DOMAIN_XML_SECURE
+            | libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        )
+
+        def work(link: Any) -> None:
+            domain = self._existing(link, uuid)
+            if not domain.isPersistent():
+                link.defineXML(domain.XMLDesc(flags))
 
         await self._connection.call(work)
 

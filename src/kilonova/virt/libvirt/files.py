@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kilonova.fsync import fsync_directory
+
 
 def settle(draft: Path, path: Path, mode: int = 0o600) -> None:
     """Give a finished draft its name, for good: power cuts leave either nothing or all of it.
@@ -18,8 +20,4 @@ def settle(draft: Path, path: Path, mode: int = 0o600) -> None:
     finally:
         os.close(handle)
     draft.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    fsync_directory(path.parent)

@@ -27,10 +27,10 @@ import structlog
 from kilonova.clock import SECOND, Clock
 from kilonova.errors import Failed, HostFault, NotFound
 from kilonova.model.instance import ImageMeta
+from kilonova.threads import Threads
 from kilonova.virt.driver import ImageSource
 from kilonova.virt.libvirt import image_check, qcow2
 from kilonova.virt.libvirt.files import settle
-from kilonova.virt.libvirt.threads import Threads
 
 log = structlog.get_logger("kilonova.virt")
 
@@ -90,6 +90,11 @@ class ImageCache:
             self._fetches[path.name] = fetch
             fetch.task.add_done_callback(lambda task: self._forget(path.name, task))
         return await self._wait(fetch, path.name)
+
+    async def find(self, image: ImageMeta) -> CachedImage | None:
+        """The image, if it is on this host already.  Raises Failed for one that no host can use."""
+        path = self._directory / f"{_name(image)}.{_format(image)}"
+        return await self._threads.run(lambda: self._find(path))
 
     async def _wait(self, fetch: _Fetch, name: str) -> CachedImage:
         fetch.waiting += 1

@@ -11,6 +11,7 @@ import msgspec
 from kilonova.errors import Failed
 from kilonova.model.cpus import parse_cpus
 from kilonova.virt.libvirt.host_topology import CpuSets, NetworkCells
+from kilonova.virt.libvirt.live_options import LiveOptions, live_options_from
 
 if TYPE_CHECKING:
     from kilonova.settings import Settings
@@ -27,6 +28,10 @@ class LibvirtOptions(msgspec.Struct, frozen=True, kw_only=True):
     machine_type: str = "pc"
     tb_cache_mib: int | None = None
     soft_reboot_timeout: float = 120.0
+    stopped_delay: float = 15.0
+    detach_attempts: int = 8
+    detach_timeout: float = 20.0
+    pcie_ports: int = 0  # 0: as many as xml.domain has by itself
     config_drive_format: str = "iso9660"  # or vfat
     vnc: bool = True
     vnc_listen: str = "127.0.0.1"
@@ -37,6 +42,7 @@ class LibvirtOptions(msgspec.Struct, frozen=True, kw_only=True):
     networks: NetworkCells = NetworkCells()
     device_specs: tuple[str, ...] = ()  # JSON
     pci_in_placement: bool = False
+    live: LiveOptions = LiveOptions()
 
 
 def options_from(settings: Settings) -> LibvirtOptions:
@@ -52,6 +58,10 @@ def options_from(settings: Settings) -> LibvirtOptions:
         machine_type=_machine_type(text("hw_machine_type", "libvirt")),
         tb_cache_mib=cache if isinstance(cache, int) else None,
         soft_reboot_timeout=float(number("wait_soft_reboot_seconds", "libvirt")),
+        detach_attempts=number("device_detach_attempts", "libvirt"),
+        detach_timeout=float(number("device_detach_timeout", "libvirt")),
+        pcie_ports=number("num_pcie_ports", "libvirt"),
+        stopped_delay=float(number("stopped_event_delay", "libvirt")),
         config_drive_format=text("config_drive_format"),
         vnc=settings.flag("enabled", "vnc"),
         vnc_listen=text("server_listen", "vnc"),
@@ -70,6 +80,7 @@ def options_from(settings: Settings) -> LibvirtOptions:
         ),
         device_specs=tuple(str(each) for each in listed("device_spec", "pci")),
         pci_in_placement=settings.flag("report_in_placement", "pci"),
+        live=live_options_from(settings),
     )
 
 

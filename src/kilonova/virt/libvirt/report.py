@@ -18,6 +18,7 @@ from kilonova.virt.libvirt.host_topology import Cell, read_cells
 from kilonova.virt.libvirt.traits import cpu_traits
 
 GIB = 1 << 30
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ALL_CPUS = -1  # VIR_NODE_CPU_STATS_ALL_CPUS
 
 
@@ -45,6 +46,11 @@ async def read_facts(connection: Connection) -> HostFacts:
         )
 
     return await connection.call(work)
+
+
+def read_boot_id() -> str:
+    """The kernel's name of the time since it was booted."""
+    return BOOT_ID.read_text().strip()
 
 
 async def read_cpu_stats(connection: Connection) -> dict[str, int]:
@@ -82,6 +88,7 @@ def traits(machine: Machine, features: frozenset[str], numa: HostTopology | None
         f"COMPUTE_GRAPHICS_MODEL_{model.upper()}" for model in VIDEO_MODELS if model in machine.video_models
     }
     found |= {f"COMPUTE_NET_VIF_MODEL_{model.upper()}" for model in VIF_MODELS}
+    found |= {"COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_NET_ATTACH_INTERFACE_WITH_TAG"}
     if numa is not None:
         found.add("COMPUTE_SOCKET_PCI_NUMA_AFFINITY")
         if any(cell.siblings for cell in numa.cells):

@@ -15,6 +15,7 @@ log = structlog.get_logger("kilonova.virt")
 
 # virDomainEventType -> power state; "shutdown" (6) is the guest's way down and says nothing new.
 STARTED, SUSPENDED, RESUMED, STOPPED, PM_SUSPENDED, CRASHED = 2, 3, 4, 5, 7, 8
+MIGRATED = 3  # virDomainEventStoppedDetailType
 STATES = {
     STARTED: Power.RUNNING,
     SUSPENDED: Power.PAUSED,
@@ -23,6 +24,15 @@ STATES = {
     PM_SUSPENDED: Power.SUSPENDED,
     CRASHED: Power.CRASHED,
 }
+
+
+class Removal:
+    """A device that a guest was asked to let go of: ``told`` when libvirt has said how that ended, or when
+    nothing more will be heard."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.refused = False
 
 
 class Watch:
@@ -36,6 +46,7 @@ class Watch:
         self._known: dict[str, int] = {}
         self._tell: PowerEvent | None = None
         self._reboots: dict[str, asyncio.Future[bool]] = {}
+        self._removals: dict[tuple[str, str], Removal] = {}
 
     async def open(self, on_power_event: PowerEvent) -> None:
         """Raises TryAgain."""
@@ -68,6 +79,14 @@ class Watch:
         else:
             waiting.cancel()
 
+    def removal_of(self, uuid: str, alias: str) -> Removal:
+        """A device, by libvirt's alias, that is about to be asked for."""
+        removal = self._removals[uuid, alias] = Removal()
+        return removal
+
+    def forget_removal(self, uuid: str, alias: str) -> None:
+        self._removals.pop((uuid, alias), None)
+
     # ---- what the connection tells ----
 
     def lifecycle(self, uuid: str, event: int, detail: int) -> None:
@@ -76,12 +95,23 @@ class Watch:
             return
         if state in (Power.SHUTDOWN, Power.CRASHED):
             self._settle_reboot(uuid, restarted=False)
+        if (event, detail) == (STOPPED, MIGRATED):  # it is not off: it goes on elsewhere
+            self._known[uuid] = Power.NOSTATE
+            return
         self._change(uuid, state)
 
     def rebooted(self, uuid: str) -> None:
         self._settle_reboot(uuid, restarted=True)
 
+    def device_removed(self, uuid: str, alias: str, *, refused: bool) -> None:
+        removal = self._removals.get((uuid, alias))
+        if removal is not None:
+            removal.refused = refused
+            removal.told.set()
+
     def lost(self) -> None:
+        for removal in self._removals.values():
+            removal.told.set()
         for waiting in self._reboots.values():
             if not waiting.done():
                 waiting.set_exception(TryAgain("libvirtd went away while the guest restarted."))

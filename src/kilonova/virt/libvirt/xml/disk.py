@@ -5,33 +5,40 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
-from kilonova.errors import Failed
+from kilonova.errors import HostFault
 from kilonova.virt.libvirt.disks import DiskFile
 from kilonova.virt.libvirt.hardware import Hardware
+from kilonova.virt.libvirt.volumes import VolumeFile
+from kilonova.virt.libvirt.xml.disk_names import DiskNames
 from kilonova.virt.libvirt.xml.element import element
-
-PREFIX = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
-IDE_SLOTS = 4
-SCSI_SLOTS = 7  # what libvirt puts on one controller; the eighth would ask for one of another model
+from kilonova.virt.libvirt.xml.volume import volume_disk
 
 
 def disks(
-    files: Sequence[DiskFile], hardware: Hardware, cache: str, specs: Mapping[str, str]
+    files: Sequence[DiskFile],
+    hardware: Hardware,
+    cache: str,
+    specs: Mapping[str, str],
+    volumes: Sequence[VolumeFile] = (),
 ) -> list[ET.Element]:
-    """``cache`` is QEMU's cache mode for what is written; ``specs`` are the flavor's, for limits.
+    """``cache`` is QEMU's cache mode for what is written; ``specs`` are the flavor's, for limits of the
+    guest's own disks.
 
-    Raises Failed if a bus has no room.
+    Volumes have the names that they were given, own disks those that are left.  Raises Failed if a bus has no
+    room, HostFault for two volumes of one name.
     """
-    limits = _limits(specs)
-    used: dict[str, int] = {}
+    names, limits = DiskNames(), _limits(specs)
+    wished = [names.wished(hardware.disk_bus, file.volume.device) for file in volumes]
+    given = [name for name in wished if name is not None]
+    if len(set(given)) != len(given):
+        raise HostFault(f"Two volumes of the guest have one name, of {', '.join(given)}: detach one.")
+    names.take(given)
     made = []
     for file in files:
         bus = hardware.cdrom_bus if file.kind == "cdrom" else hardware.disk_bus
-        number = used.get(PREFIX[bus], 0)
-        used[PREFIX[bus]] = number + 1
-        if number >= {"ide": IDE_SLOTS, "scsi": SCSI_SLOTS}.get(bus, 26):
-            raise Failed(f"There is no room for {len(files)} disks on the bus {bus}.")
-        made.append(_disk(file, bus, f"{PREFIX[bus]}{'abcdefghijklmnopqrstuvwxyz'[number]}", cache, limits))
+        made.append(_disk(file, bus, names.first(bus), cache, limits))
+    for volume, name in zip(volumes, wished, strict=True):
+        made.append(volume_disk(volume, hardware.disk_bus, name or names.first(hardware.disk_bus)))
     return made
 
 
@@ -65,8 +72,11 @@ def _limits(specs: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def scsi_controller(files: Sequence[DiskFile], hardware: Hardware) -> ET.Element | None:
+def scsi_controller(
+    files: Sequence[DiskFile], hardware: Hardware, volumes: Sequence[VolumeFile] = ()
+) -> ET.Element | None:
     buses = {hardware.cdrom_bus if file.kind == "cdrom" else hardware.disk_bus for file in files}
+    buses.update(hardware.disk_bus for _ in volumes)
     if "scsi" not in buses:
         return None
     return element("controller", {"type": "scsi", "index": 0, "model": hardware.scsi_model})

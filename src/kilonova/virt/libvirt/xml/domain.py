@@ -15,6 +15,7 @@ from kilonova.virt.libvirt.hardware import Hardware
 from kilonova.virt.libvirt.options import LibvirtOptions
 from kilonova.virt.libvirt.placement import Placement
 from kilonova.virt.libvirt.topology import Topology
+from kilonova.virt.libvirt.volumes import VolumeFile
 from kilonova.virt.libvirt.xml import devices
 from kilonova.virt.libvirt.xml.disk import disks, scsi_controller
 from kilonova.virt.libvirt.xml.element import element, on, yes
@@ -56,6 +57,7 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     compute_id: str
     started_at: int
     placement: Placement = Placement()
+    volumes: Sequence[VolumeFile] = ()
 
 
 def domain_xml(plan: Blueprint, options: LibvirtOptions) -> str:
@@ -178,9 +180,9 @@ def _devices(plan: Blueprint, options: LibvirtOptions) -> ET.Element:
     return element(
         "devices",
         None,
-        *disks(plan.files, hardware, plan.cache, guest.flavor.extra_specs),
-        scsi_controller(plan.files, hardware),
-        *devices.pcie(PCIE_PORTS if hardware.machine.is_q35 else 0),
+        *disks(plan.files, hardware, plan.cache, guest.flavor.extra_specs, plan.volumes),
+        scsi_controller(plan.files, hardware, plan.volumes),
+        *devices.pcie((options.pcie_ports or PCIE_PORTS) if hardware.machine.is_q35 else 0),
         devices.usb(tablet or "usb" in (hardware.disk_bus, hardware.cdrom_bus)),
         *(
             interface(vif, hardware.vif_model, guest.flavor.vcpus, guest.flavor.extra_specs)

@@ -1,4 +1,4 @@
-"""Threads for what blocks: libvirt's calls and work on files.
+"""Threads for what blocks: libvirt's calls, and work on files.
 
 They are daemons, unlike those of concurrent.futures: a call that hangs does not hold up the end of the
 process.
@@ -48,17 +48,26 @@ class Threads:
         self.threads = []
 
 
-async def finished(job: concurrent.futures.Future[T]) -> T:
+async def in_own_thread(name: str, work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
+    """What ``work`` gives, from a thread of its own: it may take hours.  ``stop`` as in ``finished``."""
+    threads = Threads(name, 1)
+    job = threads.submit(work)
+    threads.close()
+    return await finished(job, stop)
+
+
+async def finished(job: concurrent.futures.Future[T], stop: Callable[[], None] = lambda: None) -> T:
     """The result of a job.
 
     A caller that is cancelled does not leave work behind its back: what has not begun is dropped, what has
-    begun is awaited.
+    begun is told to ``stop``, and awaited.
     """
     future = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         job.cancel()
+        stop()
         while not future.done():
             try:
                 await asyncio.wait({future})

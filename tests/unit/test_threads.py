@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kilonova.virt.libvirt.threads import Threads
+from kilonova.threads import Threads
 
 
 async def test_results_and_errors_come_back() -> None:
@@ -34,7 +34,7 @@ async def test_no_more_threads_than_were_asked_for() -> None:
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     program = (
         "import threading\n"
-        "from kilonova.virt.libvirt.threads import Threads\n"
+        "from kilonova.threads import Threads\n"
         "Threads('t', 1).submit(threading.Event().wait)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
