@@ -65,13 +65,16 @@ class Line:
                     task = asyncio.create_task(self._reply(number, content))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
+                elif (asked := self._asked.pop(number)).cancelled():
+                    pass  # as when an agent is stopped in the middle of a question
                 elif kind == "answer":
-                    self._asked.pop(number).set_result(content)
+                    asked.set_result(content)
                 else:
-                    self._asked.pop(number).set_exception(content)
+                    asked.set_exception(content)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            for future in self._asked.values():
-                future.set_exception(ConnectionError(f"the other side has gone: {error}"))
+            for asked in self._asked.values():
+                if not asked.cancelled():
+                    asked.set_exception(ConnectionError(f"the other side has gone: {error}"))
             self._asked.clear()
 
     async def _reply(self, number: int, question: Any) -> None:

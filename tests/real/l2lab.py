@@ -189,14 +189,18 @@ def daemon_pid(name: str) -> int:
     return pid
 
 
-async def kill_daemon(name: str) -> None:
-    """End one of the switch's daemons without warning, and wait until it has."""
+def kill_daemon_at_once(name: str) -> None:
+    """End one of the switch's daemons without warning, and let nothing of ours run until it has."""
     handle = os.pidfd_open(daemon_pid(name))
     signal.pidfd_send_signal(handle, signal.SIGKILL)
     # Readable when the last of its threads has ended and let go of its sockets and its pid file.
-    ready, _, _ = await asyncio.to_thread(select.select, [handle], [], [], 60)
+    ready, _, _ = select.select([handle], [], [], 60)
     os.close(handle)
     assert ready, f"{name} does not end"
+
+
+async def kill_daemon(name: str) -> None:
+    await asyncio.to_thread(kill_daemon_at_once, name)
 
 
 def start_vswitchd() -> None:

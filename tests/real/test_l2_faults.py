@@ -17,6 +17,7 @@ from kilonova.clock import SystemClock
 from kilonova.errors import HostFault, Unreachable
 from kilonova.l2agent import namespace
 from kilonova.l2agent.agent import L2Agent
+from kilonova.l2agent.openflow import FlowTable
 from kilonova.l2agent.options import L2Options
 from kilonova.l2agent.ovsdb import Ovsdb
 from kilonova.l2agent.reach import open_connection_in
@@ -31,6 +32,7 @@ from tests.real.l2lab import (
     daemon_pid,
     dump,
     kill_daemon,
+    kill_daemon_at_once,
     namespaces,
     serve_metadata,
     settle,
@@ -288,6 +290,22 @@ async def test_flows_devices_and_connections_come_back_when_the_switch_restarts(
     await lab.cloud.up(vif)
     assert await late.pings("10.0.0.12")
     assert [kind for kind, port in lab.cloud.news if port == server.vif.port_id] == ["up"]  # no flap
+
+
+async def test_a_switch_whose_flows_are_back_before_its_restart_is_noticed_has_new_devices(lab: Lab) -> None:
+    network = lab.cloud.network(vlan=10)
+    server = await lab.boot(network, "10.0.0.11", rule_in("udp", 53))
+    client = await lab.boot(network, "10.0.0.12")
+    table = FlowTable(Path("/run/openvswitch"), BRIDGE)
+    flows = "".join(f"{line}\n" for line in await table.dump())
+    kill_daemon_at_once("ovs-vswitchd")  # the agent shares our loop: it notices nothing until we wait
+    start_vswitchd()
+    replace = ["ovs-ofctl", "-O", "OpenFlow14", "--bundle", "replace-flows", f"unix:{table.socket}", "-"]
+    subprocess.run(replace, input=flows, text=True, check=True)
+    lease = await ask_dhcp(client)
+    assert lease is not None and lease.address == "10.0.0.12"
+    async with udp_echo(server, 53):
+        assert await answers(client, "10.0.0.11", 53, size=4000)
 
 
 async def test_the_database_may_restart_and_what_was_missed_is_caught_up(lab: Lab) -> None:

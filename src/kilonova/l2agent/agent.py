@@ -269,15 +269,18 @@ class L2Agent:
         return {name: number for name, number in ports.items() if number is not None}
 
     async def _restore_flows(self) -> None:
-        """After a restart the switch has no flows and new devices, perhaps under other numbers."""
+        """After a restart the switch has no flows and new devices, perhaps under the same numbers.
+
+        Its flows may be back already, by a comparison that was late; nothing else is.
+        """
+        self._networks.mark_lost()
+        self._todo.everything()
+        await self._flows.match_fragments()
         if await self._flows.has(flows.base_cookie()):
             return
         log.warning("the switch has lost its flows", bridge=self._options.bridge)
         await self._switch.applied()
-        self._networks.mark_lost()
-        await self._flows.match_fragments()
         await self._flows.replace(self._all_flows())
-        self._todo.everything()
 
     def _all_flows(self) -> list[str]:
         wanted = flows.base_flows() + self._networks.flows() + self._ports.flows()
