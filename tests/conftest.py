@@ -20,6 +20,7 @@ from kilonova.db.schema import REVISION, bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.db.tables import load_all
 from kilonova.testing.clock import VirtualClock
+from kilonova.testing.empty_database import have_tables
 
 # The machine is noisy: how long one example takes says nothing.
 hypothesis.settings.register_profile("kilonova", deadline=None)
@@ -78,6 +79,11 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
                 pytest.fail("PostgreSQL did not start")
         yield conninfo
     finally:
+        for each in _cleaners.values():
+            each.close()
+        from kilonova.testing.postgresql import close_idle
+
+        close_idle()
         subprocess.run(
             _as_postgres([str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]),
             check=False,
@@ -100,11 +106,12 @@ async def opened(
 ) -> AsyncIterator[Database]:
     """An empty database of a kind, with the schema in it; on PostgreSQL the one of that name, emptied."""
     if kind == "sqlite":
+        await have_tables(directory / "kilonova.db")
         database: Database = SqliteDatabase(directory / "kilonova.db", clock)
     else:
-        from kilonova.db.postgresql import PostgresqlDatabase
+        from kilonova.testing.postgresql import LastingPostgresql
 
-        database = PostgresqlDatabase(_emptied(request.getfixturevalue("postgresql_server"), name))
+        database = LastingPostgresql(_emptied(request.getfixturevalue("postgresql_server"), name))
         if isinstance(clock, VirtualClock):
             clock.on_advance(database.shift)
     await bring_up(database)
@@ -121,23 +128,45 @@ def _emptied(server: str, name: str) -> str:
     """The conninfo of a database without rows.  Making a new one takes many times as long."""
     import psycopg
 
+    conninfo = f"{server} dbname={name}"
+    if conninfo in _cleaners:
+        try:
+            _clean(_cleaners[conninfo], name)
+            return conninfo
+        except psycopg.OperationalError:  # a test has ended all connections
+            del _cleaners[conninfo]
+    _cleaners[conninfo] = _cleaner(server, name)
+    _clean(_cleaners[conninfo], name)
+    return conninfo
+
+
+_cleaners: dict[str, Any] = {}
+"""A connection to each database, kept: a new one has to learn all tables before it can empty them."""
+
+
+def _cleaner(server: str, name: str) -> Any:
+    import psycopg
+
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             connection.execute(f"CREATE DATABASE {name}")
-    conninfo = f"{server} dbname={name}"
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute(  # what a failed test has left open would lock us out
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid != %s",
-            (name, connection.info.backend_pid),
-        )
-        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-        tables = {row[0] for row in found}
-        if tables and tables != {table.name for table in load_all().sorted_tables}:  # another release's
-            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-            return conninfo
-        if tables:
-            _empty(connection)
-    return conninfo
+    return psycopg.connect(f"{server} dbname={name}", autocommit=True)
+
+
+def _clean(connection: Any, name: str) -> None:
+    from kilonova.testing.postgresql import idle_sessions
+
+    ours = [connection.info.backend_pid, *idle_sessions()]
+    connection.execute(  # what a failed test has left open would lock us out
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid != ALL(%s)",
+        (name, ours),
+    )
+    found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    tables = {row[0] for row in found}
+    if tables and tables != {table.name for table in load_all().sorted_tables}:  # another release's
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    elif tables:
+        _empty(connection)
 
 
 def _empty(connection: Any) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from kilonova.app import EmbeddedCloud
 from kilonova.db.engine import Database
-from kilonova.db.postgresql import PostgresqlDatabase
 from kilonova.testing.embedded import embedded
+from kilonova.testing.postgresql import LastingPostgresql
 from tests.conftest import _emptied
 
 
@@ -38,7 +38,7 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
         yield Stage(tmp_path / "state")
         return
     conninfo = _emptied(request.getfixturevalue("postgresql_server"), "crash")
-    yield Stage(tmp_path / "state", lambda: PostgresqlDatabase(conninfo))
+    yield Stage(tmp_path / "state", lambda: LastingPostgresql(conninfo))
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from kilonova.rpc.desk import IMAGE_PIECE
 from kilonova.rpc.desk_sources import DeskImages
 from kilonova.rpc.local import LocalHosts
 from kilonova.testing.embedded import embedded, member
+from kilonova.testing.empty_database import have_tables
 from kilonova.vif.null import NullPlugger
 from kilonova.virt.fake.driver import FakeDriver
 
@@ -157,7 +158,10 @@ async def two_cells(
         "api": {"cell_timeout": 5.0},
         **more,
     }
-    connection = second or f"sqlite://{directory / 'second.db'}"
+    connection = second
+    if connection is None:
+        await have_tables(directory / "second.db")
+        connection = f"sqlite://{directory / 'second.db'}"
     async with embedded(directory / "state", clock, database, **options) as whole:
         db = open_database(connection, whole.clock)
         await bring_up(db)

@@ -109,7 +109,7 @@ class PostgresqlDatabase:
         await self._lanes.close()
         await self._loop.run_in_executor(None, self._pool.shutdown)
         for connection in self._connections:
-            connection.close()
+            self._part_with(connection)
 
     def shift(self, skew: int) -> None:
         """Move ``kilonova_now()`` of the sessions from now on."""
@@ -119,13 +119,19 @@ class PostgresqlDatabase:
         connection = getattr(self._local, "connection", None)
         if connection is None or connection.closed:
             try:
-                connection = psycopg.connect(self._conninfo, autocommit=False, prepare_threshold=2)
+                connection = self._connect()
             except psycopg.OperationalError as error:
                 raise DatabaseUnavailable(f"Cannot reach PostgreSQL: {error}.") from error
             self._local.connection = connection
             self._local.skew = 0
             self._connections.add(connection)
         return connection
+
+    def _connect(self) -> Any:
+        return psycopg.connect(self._conninfo, autocommit=False, prepare_threshold=2)
+
+    def _part_with(self, connection: Any) -> None:
+        connection.close()
 
     def _tell_skew(self, connection: Any) -> None:
         if self._local.skew != self._skew:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import functools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,19 @@ from kilonova.model.context import RequestContext
 from kilonova.model.instance import Instance
 from kilonova.settings import Settings, read_options
 from kilonova.testing import audit
+from kilonova.testing.empty_database import have_tables
 from kilonova.virt.fake.driver import FakeDriver
+
+
+@functools.cache
+def _defaults() -> dict[str, dict[str, object]]:
+    """Read once: it would be a quarter of what a test with a small cloud takes."""
+    return read_options(None)
 
 
 def settings_for(state_dir: Path, **options: dict[str, object]) -> Settings:
     """Settings of a fake cloud; ``options`` by group, e.g. ``quota={"instances": 3}``."""
-    found = read_options(None)
+    found = copy.deepcopy(_defaults())
     found["identity"]["password_hash_rounds"] = 1  # what a real one costs is proven where it is made
     for group, values in options.items():
         found[group].update(values)
@@ -40,6 +49,8 @@ async def embedded(
     **options: dict[str, object],
 ) -> AsyncIterator[EmbeddedCloud]:
     """A started cloud; stopped in an orderly way at the end, unless it was killed."""
+    if database is None:
+        await have_tables(state_dir / "kilonova.db")
     cloud = await EmbeddedCloud.assemble(settings_for(state_dir, **options), clock, database)
     await cloud.start()
     try:

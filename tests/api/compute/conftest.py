@@ -12,9 +12,9 @@ from kilonova.api.app import app
 from kilonova.api.policy import Policy
 from kilonova.clock import SystemClock
 from kilonova.db.engine import Database
-from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.operations.cloud import Cloud
+from kilonova.testing.empty_database import have_tables
 from tests.api.compute.asgi import Api, Tokens
 from tests.api.compute.parts import small_cloud
 from tests.api.compute.whole_cloud import Whole, whole_cloud
@@ -25,8 +25,8 @@ ADMIN_PROJECT = "adm1n000000000000000000000000000"
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
+    await have_tables(tmp_path / "kilonova.db")
     database = SqliteDatabase(tmp_path / "kilonova.db", SystemClock())
-    await bring_up(database)
     yield database
     await database.close()
 

@@ -22,12 +22,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kilonova.clock import SystemClock
-from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import Unauthenticated
 from kilonova.model.context import RequestContext
 from kilonova.services.image.api import app as image_app
 from kilonova.services.image.builtin import BuiltinImage
+from kilonova.testing.empty_database import have_tables
 
 # user name -> project and roles; the token is the user's name, and so is the password
 USERS = {
@@ -123,8 +123,8 @@ class Cloud:
 
     async def run(self) -> None:
         self.loop = asyncio.get_running_loop()
+        await have_tables(self.directory / "kilonova.db")
         db = SqliteDatabase(self.directory / "kilonova.db", SystemClock())
-        await bring_up(db)
         self.images = BuiltinImage(db, SystemClock(), self.directory / "images", size_limit=self._size_limit)
         await self.images.recover()
         service, keystone = image_app(self.images, Tokens(), self.url), identity(self.url)

@@ -13,10 +13,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from kilonova.clock import SystemClock
 from kilonova.db import volume_types
-from kilonova.db.schema import bring_up
 from kilonova.db.sqlite import SqliteDatabase
 from kilonova.errors import Conflict, NotFound
 from kilonova.services.volume.records import NewVolume
+from kilonova.testing.empty_database import have_tables
 from tests.unit.volume.conftest import ALICE, House, new_uuid
 
 SERVERS = [new_uuid() for _ in range(3)]
@@ -39,8 +39,8 @@ class Course(RuleBasedStateMachine):
 
     async def _begin(self) -> None:
         path = Path(self.directory.name)
+        await have_tables(path / "db")
         db = SqliteDatabase(path / "db", SystemClock())
-        await bring_up(db)
         self.house = House(db, path / "volumes")
         await self.house.service.recover()
         kind = volume_types.VolumeType(id="many", name="many", extra_specs={"multiattach": "<is> True"})
