@@ -15,10 +15,8 @@ from kilonova.testing.embedded import audits, kill, settled
 from kilonova.testing.simulated_hosts import SimulatedHost, first_host, simulated_hosts
 from tests.crash.broken import crash_at
 from tests.crash.conftest import Stage, crash_points
-from tests.crash.scenes import UNDOS, boot
+from tests.crash.scenes import BOOT_UNDOS, boot
 from tests.crash.world import log_of
-
-ROUND = [step for name, step in UNDOS if name == "create"]
 
 
 @contextlib.asynccontextmanager
@@ -34,7 +32,7 @@ async def two_hosts(stage: Stage) -> AsyncIterator[tuple[EmbeddedCloud, Simulate
 
 @pytest.mark.capability("MG-BLD-15")
 @pytest.mark.parametrize(("stage", "what"), crash_points("undo", "undone"), indirect=["stage"])
-@pytest.mark.parametrize("step", ROUND)
+@pytest.mark.parametrize("step", BOOT_UNDOS)
 async def test_the_process_dies_while_a_host_is_given_up(stage: Stage, step: str, what: str) -> None:
     async with two_hosts(stage) as (cloud, first, _):
         first.driver.faults.add("resume", HostFault("no power"))
@@ -50,7 +48,7 @@ async def test_the_process_dies_while_a_host_is_given_up(stage: Stage, step: str
         assert list(await cloud.placement.held(uuid)) == [second.compute_id]
         log = await log_of(cloud, uuid, "create")
         assert ("resume", "do", 1, "Error") in log and ("resume", "do", 2, "Success") in log
-        assert [step for step, phase, _, _ in log if phase == "undo"] == list(reversed(ROUND))
+        assert [step for step, phase, _, _ in log if phase == "undo"] == list(reversed(BOOT_UNDOS))
         assert await audits(cloud) == []
 
 

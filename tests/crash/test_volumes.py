@@ -1,221 +1,43 @@
-"""The four tests of every operation, for attaching and detaching a volume, also of a server that is on no
-host.
-
-In the end row, volume service and guest agree: the volume is in all of them or in none.  And what comes in
-the middle: a delete, a stop, another attach, a guest that keeps its disk, a volume service that fails.
+"""What comes while a volume is attached or detached: a delete, a stop, another attach, a guest that keeps its
+disk, a volume service that fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
 
-import msgspec
 import pytest
 
 from kilonova.app import EmbeddedCloud
-from kilonova.db import instances, volume_attachments, volumes
-from kilonova.db.volume_attachments import StoredAttachment
 from kilonova.errors import Conflict, HostFault, Invalid, NotFound, Unreachable
 from kilonova.journal.ending import passed
-from kilonova.journal.model import Operation
 from kilonova.model.states import Power, Vm
-from kilonova.model.volume import Attachment
-from kilonova.operations import attach_volume, delete, detach_volume, shelve, stop
-from kilonova.operations.attach_volume import ATTACH_VOLUME, ATTACH_VOLUME_OFFLOADED, Wish
-from kilonova.operations.detach_volume import DETACH_VOLUME, DETACH_VOLUME_OFFLOADED
+from kilonova.operations import attach_volume, delete, stop
+from kilonova.operations.attach_volume import Wish
 from kilonova.testing.embedded import fake_driver, kill, member, server, settled
-from tests.crash import generated
 from tests.crash.broken import Gate, crash_at
 from tests.crash.conftest import Stage, crash_points
-from tests.crash.generated import Case, Points
-from tests.crash.test_interfaces import active
-from tests.crash.world import World, assert_sound, log_of, world
+from tests.crash.generated import Points
+from tests.crash.scenes import active
+from tests.crash.volume_scenes import (
+    CASES,
+    Scene,
+    agreed,
+    assert_undone,
+    attach,
+    detach,
+    ends_with_its_server,
+    look,
+    with_a_volume,
+    with_its_volume,
+)
+from tests.crash.world import assert_sound, log_of
 from tests.operations.with_volumes import had, new_volume
 
 
-class Scene(msgspec.Struct, frozen=True):
-    """A server in rest, and the volume that it gets or loses."""
-
-    uuid: str
-    volume: str
-
-
-class Everything(msgspec.Struct, frozen=True):
-    world: World
-    row: tuple[Attachment, ...]
-    guest: tuple[Attachment, ...]
-    status: str | None  # of the volume
-    attachments: tuple[StoredAttachment, ...]
-
-
-async def look(cloud: EmbeddedCloud, scene: Scene) -> Everything:
-    found = await cloud.db.read(lambda tx: volumes.show(tx, scene.volume))
-    there = await cloud.db.read(lambda tx: volume_attachments.of_volume(tx, scene.volume))
-    return Everything(
-        await world(cloud, scene.uuid),
-        (await server(cloud, scene.uuid)).volumes,
-        fake_driver(cloud).guest_file.volumes(scene.uuid),
-        None if found is None else found.status,
-        tuple(there),
-    )
-
-
-async def with_a_volume(cloud: EmbeddedCloud) -> Scene:
-    """Of the project, and nobody's."""
-    return Scene(await active(cloud), await new_volume(cloud))
-
-
-async def with_its_volume(cloud: EmbeddedCloud) -> Scene:
-    scene = await with_a_volume(cloud)
-    await attach(cloud, scene)
-    assert len((await settled(cloud, scene.uuid)).volumes) == 1
-    return scene
-
-
-async def shelved(cloud: EmbeddedCloud, scene: Scene) -> Scene:
-    await shelve.submit(cloud.cloud, member(cloud), scene.uuid)
-    found = await settled(cloud, scene.uuid)
-    assert (found.vm_state, found.host) == (Vm.SHELVED_OFFLOADED, None)
-    return scene
-
-
-async def away_with_a_volume(cloud: EmbeddedCloud) -> Scene:
-    return await shelved(cloud, await with_a_volume(cloud))
-
-
-async def away_with_its_volume(cloud: EmbeddedCloud) -> Scene:
-    return await shelved(cloud, await with_its_volume(cloud))
-
-
-async def attach(cloud: EmbeddedCloud, scene: Scene, **wish: Any) -> None:
-    wanted = Wish(volume_id=scene.volume, **wish)
-    await attach_volume.submit(cloud.cloud, member(cloud), scene.uuid, wanted)
-
-
-async def detach(cloud: EmbeddedCloud, scene: Scene) -> None:
-    await detach_volume.submit(cloud.cloud, member(cloud), scene.uuid, scene.volume)
-
-
-async def ends_with_its_server(cloud: EmbeddedCloud, scene: Scene, ends: bool) -> None:
-    """What becomes of its volumes when the server is deleted."""
-    changed = tuple(
-        msgspec.structs.replace(each, delete_on_termination=ends)
-        for each in (await server(cloud, scene.uuid)).volumes
-    )
-    await cloud.db.write(
-        lambda tx: instances.update(tx, scene.uuid, expect_task=instances.ANY, volumes=changed)
-    )
-
-
-async def agreed(cloud: EmbeddedCloud, scene: Scene) -> Everything:
-    """Row, volume service and guest know the same."""
-    found, now = await server(cloud, scene.uuid), await look(cloud, scene)
-    mine = tuple(each for each in now.row if each.volume_id == scene.volume)
-    assert now.status == ("in-use" if mine else "available")
-    assert [each.attachment_id for each in mine] == [each.id for each in now.attachments]
-    for known, there in zip(mine, now.attachments, strict=True):
-        assert (there.instance_uuid, there.status, there.host) == (scene.uuid, "attached", found.host)
-        assert there.connection == known.connection
-        assert there.device == (known.device if found.host else None)
-    assert now.guest == (now.row if found.host else ())
-    assert all((each.connection is None) == (found.host is None) for each in now.row)
-    await assert_sound(cloud)
-    return now
-
-
-async def assert_success(
-    operation: Operation, had: bool, vm: str, cloud: EmbeddedCloud, scene: Scene, died: bool
-) -> None:
-    """``had``: the server has it after it."""
-    found = await settled(cloud, scene.uuid)
-    assert (found.vm_state, found.task_state, found.fault) == (vm, None, None)
-    steps = [(step.name, "do", 1, "Success") for step in operation.steps]
-    assert await log_of(cloud, scene.uuid, operation.name) == steps
-    now = await agreed(cloud, scene)
-    assert [each.volume_id for each in now.row] == ([scene.volume] if had else [])
-    assert [each.device for each in now.row if each.connection] == (
-        ["/dev/vdb"] if had and found.host else []
-    )
-
-
-async def assert_undone(cloud: EmbeddedCloud, scene: Scene, before: Everything, died: bool = False) -> None:
-    found = await settled(cloud, scene.uuid)
-    assert found.fault is not None
-    now = await agreed(cloud, scene)
-    plugged = msgspec.structs.replace(now.world, plugged=before.world.plugged) if died else now.world
-    assert msgspec.structs.replace(now, world=plugged) == before
-
-
-def case(
-    operation: Operation,
-    before: Callable[[EmbeddedCloud], Awaitable[Scene]],
-    begin: Callable[[EmbeddedCloud, Scene], Awaitable[None]],
-    had: bool,
-    vm: str = Vm.ACTIVE,
-) -> Case[Scene]:
-    return Case(operation, before, begin, look, partial(assert_success, operation, had, vm), assert_undone)
-
-
-AWAY = Vm.SHELVED_OFFLOADED
-CASES = {
-    "attach": case(ATTACH_VOLUME, with_a_volume, attach, True),
-    "detach": case(DETACH_VOLUME, with_its_volume, detach, False),
-    "attach away": case(ATTACH_VOLUME_OFFLOADED, away_with_a_volume, attach, True, AWAY),
-    "detach away": case(DETACH_VOLUME_OFFLOADED, away_with_its_volume, detach, False, AWAY),
-}
-POINTS = Points(CASES)
-
-
-@pytest.mark.capability("MG-DEV-2", "MG-DEV-3", "MG-GEN-1")
-@pytest.mark.parametrize("after", [False, True], ids=["before it did anything", "when it had done all"])
-@pytest.mark.parametrize(("name", "step_name"), POINTS.back)
-async def test_a_step_that_fails_is_undone_with_all_before_it(
-    cloud: EmbeddedCloud, name: str, step_name: str, after: bool
-) -> None:
-    await generated.fails(cloud, CASES[name], step_name, after=after)
-
-
-@pytest.mark.parametrize(("name", "step_name"), POINTS.forward)
-async def test_a_step_past_the_guest_is_repeated(cloud: EmbeddedCloud, name: str, step_name: str) -> None:
-    await generated.is_repeated(cloud, CASES[name], step_name)
-
-
-@pytest.mark.parametrize(("name", "step_name"), POINTS.all)
-async def test_a_step_that_runs_twice_does_no_more_than_once(
-    cloud: EmbeddedCloud, name: str, step_name: str
-) -> None:
-    await generated.runs_twice(cloud, CASES[name], step_name)
-
-
-@pytest.mark.parametrize(("name", "step_name"), POINTS.undos)
-async def test_an_undo_that_runs_twice_does_no_more_than_once(
-    cloud: EmbeddedCloud, name: str, step_name: str
-) -> None:
-    await generated.undo_runs_twice(cloud, CASES[name], step_name, POINTS.last_back(name))
-
-
-@pytest.mark.parametrize(("stage", "what"), crash_points("do", "done"), indirect=["stage"])
-@pytest.mark.parametrize(("name", "step_name"), POINTS.all)
-async def test_the_process_dies_before_or_after_a_commit(
-    stage: Stage, name: str, step_name: str, what: str
-) -> None:
-    await generated.dies(stage, CASES[name], step_name, what)
-
-
-@pytest.mark.parametrize(("stage", "what"), crash_points("failed", "undo", "undone"), indirect=["stage"])
-@pytest.mark.parametrize(("name", "step_name"), POINTS.undos)
-async def test_the_process_dies_while_unwinding(stage: Stage, name: str, step_name: str, what: str) -> None:
-    await generated.dies_unwinding(stage, CASES[name], step_name, what, POINTS.last_back(name))
-
-
-# ---- what comes in the middle ----
-
-
 @pytest.mark.parametrize("ends", [False, True], ids=["outlives it", "ends with it"])
-@pytest.mark.parametrize(("name", "step_name"), POINTS.all)
+@pytest.mark.parametrize(("name", "step_name"), Points(CASES).all)
 async def test_a_delete_in_the_middle(cloud: EmbeddedCloud, name: str, step_name: str, ends: bool) -> None:
     """A volume that is to end with its server ends with it only if it was the server's."""
     case = CASES[name]
@@ -393,7 +215,7 @@ VERBS = ("reserve", "connect", "complete", "release", "release_all", "begin_deta
 
 
 @pytest.mark.capability("MG-DEL-6")
-@pytest.mark.parametrize(("name", "step_name"), POINTS.all)
+@pytest.mark.parametrize(("name", "step_name"), Points(CASES).all)
 async def test_nor_does_one_that_fails_while_a_volume_comes_or_goes(
     cloud: EmbeddedCloud, monkeypatch: pytest.MonkeyPatch, name: str, step_name: str
 ) -> None:

@@ -18,7 +18,7 @@ from kilonova.operations import attach_interface, delete, detach_interface, rebo
 from kilonova.operations.attach_interface import AttachParams
 from kilonova.testing.embedded import embedded, fake_driver, leaks, member, server, settled
 from kilonova.vif.null import NullPlugger
-from tests.crash.test_interfaces import active
+from tests.crash.scenes import active
 
 ASKED = ["attach", "attach", "detach first", "detach last", "stop", "start", "reboot"]
 HAPPENS = ["attach fails", "attach is late", "detach fails", "detach is late", "it keeps its cards", "look"]

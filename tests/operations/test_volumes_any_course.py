@@ -18,7 +18,7 @@ from kilonova.model.states import Power, Vm
 from kilonova.operations import attach_volume, delete, detach_volume, reboot, shelve, start, stop, unshelve
 from kilonova.operations.attach_volume import Wish
 from kilonova.testing.embedded import audits, embedded, fake_driver, leaks, member, server, settled
-from tests.crash.test_interfaces import active
+from tests.crash.scenes import active
 from tests.operations.with_volumes import file_of, had, new_volume
 
 ASKED = ["attach 0", "attach 1", "attach 1 ends", "detach first", "detach last", "stop", "start", "reboot"]
