@@ -18,9 +18,9 @@ from kilonova.model.host import HostReport
 from kilonova.model.instance import Instance
 from kilonova.model.states import Power
 from kilonova.model.wiring import NetworkDetails, PortDetails
-from kilonova.operations import power
+from kilonova.operations import begin, power
 from kilonova.operations.cloud import Cloud
-from kilonova.operations.rehome import has_come
+from kilonova.operations.rehome import in_its_cell
 from kilonova.operations.shelved_image import SHELVED_IMAGE
 from kilonova.registration import register
 from kilonova.rpc import subjects, versions
@@ -190,12 +190,15 @@ class _HostDesk:
             await cloud.db.write(lambda tx: _keep_password(tx, uuid, password))
 
     async def _mine(self, uuid: str) -> Instance | None:
-        cloud = await self._cloud.of_server(uuid)
-        found = await cloud.db.read(lambda tx: instances.show(tx, uuid))
-        if found is None and cloud.cells is not None and await has_come(cloud.cells, uuid):
-            cloud = await self._cloud.of_server(uuid)
-            found = await cloud.db.read(lambda tx: instances.show(tx, uuid))
-        if found is None or found.host == self._host:
+        async def show(cloud: Cloud) -> Instance:
+            return await cloud.db.read(lambda tx: begin.found(tx, uuid))
+
+        cells = self._cloud.cells
+        try:
+            found = await (show(self._cloud) if cells is None else in_its_cell(cells, uuid, show))
+        except NotFound:
+            return None
+        if found.host == self._host:
             return found
         coming = await self._cloud.top.read(lambda tx: network_bindings.has_port_of(tx, uuid, self._host))
         return found if coming else None  # while it moves it may run here before its record says so

@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,7 +17,6 @@ from kilonova.db import arrivals, belongings, instances
 from kilonova.db.cells import Cell
 from kilonova.db.engine import Database, DatabaseUnavailable
 from kilonova.db.instance_list import SUMMARY, ServerList
-from kilonova.db.postgresql import PostgresqlDatabase
 from kilonova.db.tables.journal import actions
 from kilonova.errors import Conflict, NotFound
 from kilonova.journal.runner import Runner
@@ -26,81 +24,24 @@ from kilonova.listing.instances import list_servers
 from kilonova.listing.migrations import list_migrations
 from kilonova.listing.options import ListOptions
 from kilonova.model.instance import Instance
-from kilonova.model.states import Power, Vm
-from kilonova.operations import confirm_resize, delete, external_event, rehome
+from kilonova.model.states import Vm
+from kilonova.operations import begin, confirm_resize, delete, external_event, rehome
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.registry import OPERATIONS
 from kilonova.testing.embedded import member
-from tests.conftest import _emptied
+from tests.operations.between_cells import (
+    AWAY,
+    CELL_OF,
+    assert_moved,
+    both,
+    cells,
+    every_point,
+    in_its_cell,
+)
 from tests.operations.between_points import POINTS, WRITES, acting, runner_of
-from tests.operations.two_cells import CELL, FIRST_CELL, Between, between
+from tests.operations.two_cells import CELL, FIRST_CELL, Between
 
-OPTIONS: dict[str, Any] = {"journal": {"lease": 30.0}, "quota": {"instances": 100, "cores": 100}}
-CELL_OF = {"h1": FIRST_CELL, "far": CELL}
-AWAY = {"h1": "far", "far": "h1"}
-
-
-@pytest.fixture(name="cells")
-async def _cells(tmp_path: Path) -> AsyncIterator[Between]:
-    async with between(tmp_path, **OPTIONS) as made:
-        yield made
-
-
-cells = _cells
-
-
-@pytest.fixture(name="both", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-async def _both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Between]:
-    """The same on each kind of database, with one for each cell."""
-    if request.param == "sqlite":
-        async with between(tmp_path, **OPTIONS) as made:
-            yield made
-        return
-    server = request.getfixturevalue("postgresql_server")
-    first = _emptied(server, "between")
-    _emptied(server, "between_far")
-    host = server.split()[0].removeprefix("host=")
-    second = f"postgresql://kilonova@/between_far?host={host}"
-    async with between(tmp_path, lambda: PostgresqlDatabase(first), second, **OPTIONS) as made:
-        yield made
-
-
-both = _both
-
-
-async def every_point(
-    cells: Between,
-    act: Callable[[str, str], Awaitable[None]],
-    end: Callable[[str, str, str], Awaitable[None]],
-) -> None:
-    """``act(uuid, host)`` at each of them; ``end(uuid, host, point)`` when the server has come to rest."""
-    uuid, host = await cells.boot("h1"), "h1"
-    for number, after in POINTS:
-        for _ in range(2):
-
-            async def at_it(uuid: str = uuid, host: str = host) -> None:
-                await act(uuid, host)
-
-            async with acting(cells, host, number, after, at_it):
-                await cells.ask_migrate(uuid)
-                await cells.settled(uuid)
-            await cells.settled(uuid)
-            point = f"{'after' if after else 'before'} write {number} from {host}"
-            await end(uuid, AWAY[host], point)
-            host = AWAY[host]
-            if (await cells.server(uuid)).deleted_at is None:
-                await cells.confirmed(uuid)
-            else:
-                uuid = await cells.boot(host)
-
-
-async def assert_moved(cells: Between, uuid: str, host: str, point: str) -> None:
-    found = await cells.server(uuid)
-    assert (found.vm_state, found.task_state, found.host) == (Vm.RESIZED, None, host), (point, found.fault)
-    assert cells.guests(uuid) == {host: Power.RUNNING}, point
-    assert cells.parked(uuid) == {AWAY[host]}, point
-    assert await cells.held(uuid) == {host}, point
-    await cells.assert_only_in(uuid, CELL_OF[host])
+__all__ = ["both", "cells"]
 
 
 def test_every_write_is_known() -> None:
@@ -127,7 +68,9 @@ async def test_what_a_user_changes_meanwhile_is_refused_or_kept(cells: Between) 
         await shown(cells, uuid)  # at any moment
         name = f"named at {len(told)}"
         try:
-            await as_asked(cells, uuid, lambda cloud: cloud.db.write(lambda tx: changed(tx, uuid, name)))
+            await rehome.in_its_cell(
+                cells.two.cells, uuid, lambda cloud: cloud.db.write(lambda tx: changed(tx, uuid, name))
+            )
         except Conflict:
             name = (await shown(cells, uuid)).display_name  # and it can be read all the time
         told[uuid] = name
@@ -142,29 +85,15 @@ async def test_what_a_user_changes_meanwhile_is_refused_or_kept(cells: Between) 
 
 async def shown(cells: Between, uuid: str) -> Instance:
     async def show(cloud: Cloud) -> Instance:
-        found = await cloud.db.read(lambda tx: instances.show(tx, uuid))
-        if found is None:
-            raise NotFound(uuid)
-        return found
+        return await cloud.db.read(lambda tx: begin.found(tx, uuid))
 
-    result: Instance = await as_asked(cells, uuid, show)
-    return result
+    found: Instance = await in_its_cell(cells, uuid, show)
+    return found
 
 
 def changed(tx: Any, uuid: str, name: str) -> None:
     if not instances.update(tx, uuid, expect_task=instances.ANY, display_name=name, tags=("t",)):
         raise NotFound(uuid)
-
-
-async def as_asked(cells: Between, uuid: str, ask: Callable[[Any], Awaitable[Any]]) -> Any:
-    """As the API does it."""
-    while True:
-        cloud = await cells.home(uuid)
-        try:
-            return await ask(cloud)
-        except NotFound:
-            if await cells.home(uuid) is cloud and not await rehome.has_come(cells.two.cells, uuid):
-                raise
 
 
 @pytest.mark.capability("MG-XC-11")
@@ -174,7 +103,7 @@ async def test_a_delete_meanwhile_is_refused_or_leaves_nothing_anywhere(cells: B
     async def remove(uuid: str, host: str) -> None:
         context = member(cells.two.whole)
         try:
-            await as_asked(cells, uuid, lambda cloud: delete.submit(cloud, context, uuid))
+            await in_its_cell(cells, uuid, lambda cloud: delete.submit(cloud, context, uuid))
             asked.append(True)
         except Conflict:
             asked.append(False)
@@ -200,7 +129,9 @@ async def test_a_confirmation_meanwhile_is_refused_or_goes_on_in_the_other_cell(
     async def confirm(uuid: str, host: str) -> None:
         context = member(cells.two.whole)
         try:
-            await as_asked(cells, uuid, lambda cloud: confirm_resize.submit(cloud, context, uuid))
+            await rehome.in_its_cell(
+                cells.two.cells, uuid, lambda cloud: confirm_resize.submit(cloud, context, uuid)
+            )
             asked[uuid] = True
         except Conflict:
             asked[uuid] = False
@@ -338,8 +269,46 @@ async def test_two_find_it_mapped_and_not_yet_there(both: Between, monkeypatch: 
         async with acting(both, host, unpacked, False, ask):
             await both.ask_migrate(uuid)
             await both.settled(uuid)
-        assert heard == [True, True]
+        assert heard == [1, 1]
         await assert_moved(both, uuid, AWAY[host], f"from {host}")
+
+
+async def test_who_comes_right_after_another_finds_it_too(both: Between) -> None:
+    """It was not there when it was looked for; before it could be unpacked, somebody else had done that."""
+    uuid = await both.boot("h1")
+    known, asked = both.two.cells, list[str]()
+
+    async def ask(cloud: Cloud) -> Instance:
+        asked.append(uuid)
+        if len(asked) == 1:
+            with pytest.raises(NotFound):
+                await cloud.db.read(lambda tx: begin.found(tx, uuid))
+            assert await rehome.has_come(known, uuid) == 1
+            raise NotFound(uuid)
+        return await cloud.db.read(lambda tx: begin.found(tx, uuid))
+
+    async def act() -> None:
+        assert (await in_its_cell(both, uuid, ask)).uuid == uuid
+
+    async with acting(both, "h1", 4, False, act):
+        await both.ask_migrate(uuid)
+        await both.settled(uuid)
+    assert len(asked) == 2
+
+
+async def test_what_is_not_there_is_looked_for_once_more_where_a_server_has_moved(cells: Between) -> None:
+    moved, stays, asked = await cells.boot("h1"), await cells.boot("h1"), list[str]()
+    await cells.ask_migrate(moved)
+    await cells.settled(moved)
+    for uuid in (moved, stays):
+
+        async def ask(cloud: Cloud, uuid: str = uuid) -> None:
+            asked.append(uuid)
+            raise NotFound("its port")
+
+        with pytest.raises(NotFound, match="its port"):
+            await in_its_cell(cells, uuid, ask)
+    assert asked == [moved, moved, stays]
 
 
 @pytest.mark.parametrize("host", ["h1", "far"])

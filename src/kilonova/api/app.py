@@ -22,7 +22,7 @@ from kilonova.api.shape import read
 from kilonova.errors import Invalid, NotFound, Unauthenticated
 from kilonova.model.context import RequestContext
 from kilonova.operations.cloud import Cloud
-from kilonova.operations.rehome import has_come
+from kilonova.operations.rehome import in_its_cell
 from kilonova.web.auth import TokenValidator
 from kilonova.web.json import encoder, parse_object, read_body
 from kilonova.web.requests import new_request_id, unexpected
@@ -165,26 +165,13 @@ class ComputeApi:
             call.allow()
         server_id = call.path.get("server_id")
         if server_id is not None and self.cloud.cells is not None:
-            result = await self._in_its_cell(call, server_id)
+            result = await in_its_cell(self.cloud.cells, server_id, call.handled_in)
         else:
             result = await route.handler(call)
         if isinstance(result, Answer):
             headers.extend(result.headers)
             return result.status or route.success, result.body
         return route.success, result
-
-    async def _in_its_cell(self, call: Call, server_id: str) -> Any:
-        """What the handler says in the cell of a server; once more if it has moved to another one."""
-        cells = self.cloud.cells
-        assert cells is not None
-        while True:
-            call.cloud = await self.cloud.of_server(server_id)
-            try:
-                return await call.route.handler(call)
-            except NotFound:
-                same = await self.cloud.of_server(server_id) is call.cloud
-                if same and not await has_come(cells, server_id):
-                    raise
 
 
 def _route(leaf: Leaf, method: str, version: int) -> Route:

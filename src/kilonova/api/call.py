@@ -63,6 +63,11 @@ class Call:
         self._links: str | None = None
         self._bookmarks: str | None = None
 
+    async def handled_in(self, cloud: Cloud) -> Any:
+        """What the handler gives in this cell."""
+        self.cloud = cloud
+        return await self.route.handler(self)
+
     @property
     def request_id(self) -> str:
         return self.context.request_id

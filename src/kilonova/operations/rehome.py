@@ -15,7 +15,9 @@ all can be called off, which raises the number, too.  What nobody is at any more
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -25,7 +27,7 @@ from kilonova.db.arrivals import Arrival
 from kilonova.db.belongings import Belongings
 from kilonova.db.cell_mappings import FIRST_CELL
 from kilonova.db.engine import DatabaseUnavailable, Tx, UniqueViolation
-from kilonova.errors import Failed, KilonovaError, TryAgain, Unreachable
+from kilonova.errors import Failed, KilonovaError, NotFound, TryAgain, Unreachable
 from kilonova.journal import handover
 from kilonova.journal.model import DONE, Done, Run
 from kilonova.journal.statements import Event
@@ -36,6 +38,8 @@ from kilonova.operations.moving import migration_of
 from kilonova.operations.resize_ends import ends
 
 log = structlog.get_logger("kilonova.cells")
+
+T = TypeVar("T")
 
 STEP, EVENT = "rehome", "conductor_change_cell"
 
@@ -179,19 +183,38 @@ async def _unpack(cells: Cells, there: Cloud, uuid: str, residence: int) -> None
     await cells.top.write(lambda tx: epochs.bump(tx, epochs.CELLS))
 
 
-async def has_come(cells: Cells, uuid: str) -> bool:
-    """Unpack a server that is not found where its mapping says, as it has only just come; False if it has
-    not, or its cell does not answer."""
+async def in_its_cell(cells: Cells, uuid: str, ask: Callable[[Cloud], Awaitable[T]]) -> T:
+    """What ``ask`` gives in the cell of a server; once more if it has moved to another one meanwhile, or had
+    only just come.  Raises NotFound if it is in neither."""
+    come = 0
+    while True:
+        cloud = await cells.of_server(uuid)
+        try:
+            return await ask(cloud)
+        except NotFound:
+            if await cells.of_server(uuid) is cloud:
+                now = await has_come(cells, uuid)
+                if now <= come:
+                    raise
+                come = now
+
+
+async def has_come(cells: Cells, uuid: str) -> int:
+    """The number of its residence for a server that was not found where its mapping says, as it had only just
+    come: by now it is unpacked.  0 if it has not come, or its cell does not answer."""
     cell, residence = await _mapped(cells, uuid)
     there = cells.cloud(cell)
     try:
-        arrival = await there.db.read(lambda tx: arrivals.find(tx, uuid))
-        if arrival is None or arrival.residence != residence:
-            return False
-        await _unpack(cells, there, uuid, residence)
+        arrival, known = await there.db.read(
+            lambda tx: (arrivals.find(tx, uuid), belongings.residence(tx, uuid))
+        )
+        if arrival is not None and arrival.residence == residence:
+            await _unpack(cells, there, uuid, residence)
+        elif known is None or known < residence:  # else somebody else was quicker
+            return 0
     except DatabaseUnavailable:
-        return False
-    return True
+        return 0
+    return residence
 
 
 def _unpack_here(tx: Tx, cloud: Cloud, arrival: Arrival) -> None:
