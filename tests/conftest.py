@@ -26,6 +26,16 @@ from kilonova.testing.empty_database import have_tables
 hypothesis.settings.register_profile("kilonova", deadline=None)
 hypothesis.settings.load_profile("kilonova")
 
+_configure = structlog.configure
+
+
+def _configure_for_now(**given: Any) -> None:
+    _configure(**{**given, "cache_logger_on_first_use": False})
+
+
+# A command that a test runs in this process configures the process's logging: not for the tests that follow.
+structlog.configure = _configure_for_now
+
 # By itself structlog prints the variables of every frame with a traceback, which takes it many seconds.
 structlog.configure(
     processors=[
@@ -33,6 +43,13 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    _configure(**before)
 
 
 def _postgresql_bin() -> Path | None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import structlog
 from click.testing import CliRunner
 
 from kilonova.cli.main import main
@@ -51,11 +50,7 @@ class Celled:
             "--state-dir",
             str(self.fleet.directory / "admin"),
         ]
-        logging = structlog.get_config()
-        try:
-            done = await asyncio.to_thread(CliRunner(env={"COLUMNS": "250"}).invoke, main, [*words, *options])
-        finally:
-            structlog.configure(**logging)  # the command has set its own, for this whole process
+        done = await asyncio.to_thread(CliRunner(env={"COLUMNS": "250"}).invoke, main, [*words, *options])
         assert done.exit_code == 0, done.output
         return done.output.strip()
 

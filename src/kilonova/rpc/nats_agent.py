@@ -99,6 +99,7 @@ class AgentOnBus:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._end is not None:
             self._end()
+            await self._link.settled()  # from now on the bus tells at once that nobody is there
         await self._answers.stop()
 
     def report_soon(self) -> None:

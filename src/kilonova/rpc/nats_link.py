@@ -29,6 +29,7 @@ log = structlog.get_logger("kilonova.bus")
 
 PROBE = 2.0  # seconds between looks whether the server answers
 SILENCE = 5.0  # seconds that it may take to
+SOON = 1.0  # seconds to wait for what is good to know and no more
 PAUSE = 0.5  # seconds before the first attempt to connect again; doubled up to
 LONGEST_PAUSE = 4.0
 NO_RESPONDERS = "503"
@@ -171,6 +172,13 @@ class Link:
                 task.add_done_callback(self._old.discard)
 
         return end
+
+    async def settled(self) -> None:
+        """Return when the bus knows of all that we hear by now, and hear no more, or does not answer soon."""
+        if self._client is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):  # TimeoutError is one
+                async with asyncio.timeout(SOON):
+                    await self._settle(self._client)
 
     def renew(self) -> None:
         """Take a new connection: the old one seems to be up and is of no use."""

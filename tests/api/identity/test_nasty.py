@@ -190,14 +190,12 @@ async def test_no_path_breaks_it(face: Face, path: str, method: str) -> None:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """All that is logged, as a process logs it, down to the debug level."""
-    before, root = structlog.get_config(), logging.getLogger()
+    root = logging.getLogger()
     level, handlers, stream = root.level, list(root.handlers), io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     logs.configure(None, debug=True)
-    structlog.configure(cache_logger_on_first_use=False)
     monkeypatch.setattr("kilonova.web.requests.log", structlog.get_logger("kilonova.web"))
     yield stream
-    structlog.configure(**before)
     root.handlers[:] = handlers
     root.setLevel(level)
 

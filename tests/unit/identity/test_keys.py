@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,15 +103,25 @@ def test_many_processes_that_start_at_once_have_one_key(tmp_path: Path) -> None:
 
 
 def test_rotating_while_others_read(tmp_path: Path) -> None:
+    """A key stays for two rotations after its own: so none may take more than one before each has read."""
     ring = KeyRing(tmp_path)
-    readers = [KeyRing(tmp_path) for _ in range(3)]
+    turns = threading.Barrier(4)
 
-    def read(reader: KeyRing) -> int:
-        return sum(reader.open(seal(ring)) == b"x" for _ in range(50))
+    def read(reader: KeyRing) -> list[bytes | None]:
+        found = []
+        for _ in range(50):
+            turns.wait(60)
+            found.append(reader.open(seal(ring)))
+        return found
+
+    def rotate() -> None:
+        for _ in range(50):
+            turns.wait(60)
+            ring.rotate()
 
     with ThreadPoolExecutor(4) as pool:
-        turning = pool.submit(lambda: [ring.rotate() for _ in range(30)])
-        assert list(pool.map(read, readers)) == [50] * 3
+        turning = pool.submit(rotate)
+        assert list(pool.map(read, [KeyRing(tmp_path) for _ in range(3)])) == [[b"x"] * 50] * 3
         turning.result()
 
 

@@ -36,7 +36,7 @@ def output(*command: object) -> bytes:
 def read_iso(path: Path, name: str) -> bytes:
     out = path.with_name("extracted")
     out.unlink(missing_ok=True)
-    output("xorriso", "-osirrox", "on", "-indev", path, "-extract", f"/{name}", out)
+    output("xorriso", "-osirrox", "on", "-indev", f"stdio:{path}", "-extract", f"/{name}", out)
     data = out.read_bytes()
     out.unlink()
     return data

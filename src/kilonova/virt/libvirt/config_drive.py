@@ -60,7 +60,7 @@ def _check(content: dict[str, bytes]) -> None:
 
 
 def _lay_out(content: dict[str, bytes], tree: Path) -> None:
-    for name, data in content.items():
+    for name, data in sorted(content.items()):  # some file systems list files as they were made
         file = tree / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
