@@ -26,7 +26,7 @@ from kilonova.operations import create, evacuate
 from kilonova.operations.requests import CreateServer
 from kilonova.rpc.local import Hands
 from kilonova.testing import audit
-from kilonova.testing.embedded import embedded, member, server, settled
+from kilonova.testing.embedded import delivered, embedded, member, server, settled
 from kilonova.testing.simulated_hosts import SimulatedHost, _add, first_host, simulated_hosts
 from kilonova.virt.fake.guests import PREPARED, GuestFile
 
@@ -239,6 +239,7 @@ class Hosts:
 
     async def complaints(self) -> list[str]:
         """Of an idle cloud; also a guest on two hosts, or on another than its server's."""
+        await delivered(self.cloud)
         found: dict[str, dict[str, int]] = {}
         for name, host in self.hosts.items():
             for uuid, state in host.driver.guest_file.everything().items():

@@ -66,6 +66,12 @@ class Live(Hosts):
                 await asyncio.sleep(0.005)
         return found
 
+    async def sends(self, name: str, uuid: str) -> None:
+        """Wait until that host has begun to send the guest: a migration is said to be running before that."""
+        async with asyncio.timeout(30):
+            while uuid not in self.live(name)._rows:
+                await asyncio.sleep(0.005)
+
     async def abort(self, migration: str, *, before: bool = True) -> None:
         found = await self.migration(migration)
         await live_steering.abort(

@@ -238,9 +238,9 @@ async def test_a_guest_that_runs_at_its_destination_has_passed_whatever_becomes_
     """The source is cut off while it sends, and does not come back: the destination is believed."""
     mortals = Mortals(fast)
     uuid = await fast.boot(host="h2")
-    fast.live("h2").rate = rate_for(10.0)
+    fast.live("h2").rate = rate_for(60.0)
     migration = await fast.begin(uuid, host="h3")
-    await fast.at(migration, Status.RUNNING)
+    await fast.sends("h2", uuid)
     await mortals.silence("h2")
     await fast.set_seen("h2", 1)
     found = await settled(fast.cloud, uuid)
@@ -260,7 +260,7 @@ async def test_a_source_that_an_operator_has_declared_dead_counts_as_such(fast: 
     uuid = await fast.boot(host="h2")
     fast.live("h2").rate = SLOW
     migration = await fast.begin(uuid, host="h3")
-    await fast.at(migration, Status.RUNNING)
+    await fast.sends("h2", uuid)
     await mortals.silence("h2")
     if there == Presence.ABSENT:
         fast.live("h3").forget(uuid)

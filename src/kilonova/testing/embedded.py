@@ -14,7 +14,7 @@ import msgspec
 
 from kilonova.app import EmbeddedCloud
 from kilonova.clock import Clock
-from kilonova.db import instances, quotas, volume_ledger
+from kilonova.db import instances, network_ledger, quotas, volume_ledger
 from kilonova.db import placement as placement_db
 from kilonova.db.engine import Database
 from kilonova.journal import attention
@@ -26,6 +26,11 @@ from kilonova.testing.empty_database import have_tables
 from kilonova.virt.fake.driver import FakeDriver
 
 
+def default_options() -> dict[str, dict[str, object]]:
+    """All options by group, as they are without a file, for a test to change."""
+    return copy.deepcopy(_defaults())
+
+
 @functools.cache
 def _defaults() -> dict[str, dict[str, object]]:
     """Read once: it would be a quarter of what a test with a small cloud takes."""
@@ -34,7 +39,7 @@ def _defaults() -> dict[str, dict[str, object]]:
 
 def settings_for(state_dir: Path, **options: dict[str, object]) -> Settings:
     """Settings of a fake cloud; ``options`` by group, e.g. ``quota={"instances": 3}``."""
-    found = copy.deepcopy(_defaults())
+    found = default_options()
     found["identity"]["password_hash_rounds"] = 1  # what a real one costs is proven where it is made
     for group, values in options.items():
         found[group].update(values)
@@ -133,8 +138,19 @@ async def audits(cloud: EmbeddedCloud) -> list[Any]:
 
 async def leaks(cloud: EmbeddedCloud) -> list[str]:
     """Everything in an idle cloud that belongs to nobody, or is not as its server says."""
+    await delivered(cloud)
     guests = fake_driver(cloud).guest_file.everything()
     return await cloud.db.read(lambda tx: audit.leaks(tx, guests))
+
+
+async def delivered(cloud: EmbeddedCloud, seconds: float = 10.0) -> None:
+    """Give news of ports, which travel behind the operations that they are of, that time to arrive."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                if not await cloud.db.read(network_ledger.pending):
+                    return
+                await asyncio.sleep(0.005)
 
 
 async def server(cloud: EmbeddedCloud, uuid: str) -> Instance:

@@ -6,6 +6,7 @@ that look at the same moment one is told to take others.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -18,6 +19,7 @@ _SINGLE = range(10_000, 15_000)
 _OFFSETS = range(11_000, 22_000)  # 16,000 and above for the lowest of a cloud's ports
 
 _held = contextlib.ExitStack()
+atexit.register(_held.close)
 
 
 def free_port() -> int:

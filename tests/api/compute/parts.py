@@ -24,7 +24,8 @@ from kilonova.model.port import FixedIp, Vif
 from kilonova.operations.cloud import Cloud
 from kilonova.rpc.messages import CpuDiagnostics, Diagnostics, DiskDiagnostics, NicDiagnostics
 from kilonova.services.volume.port import VolumeInfo
-from kilonova.settings import Settings, read_options
+from kilonova.settings import Settings
+from kilonova.testing.embedded import default_options
 
 IMAGE = "11111111-1111-4111-8111-111111111111"
 NETWORK = "22222222-2222-4222-8222-222222222222"
@@ -147,7 +148,7 @@ class Zones:
 
 
 def settings_for(state_dir: Path) -> Settings:
-    options = read_options(None)
+    options = default_options()
     options["quota"].update(instances=10_000, cores=100_000, ram=10_000_000)
     return Settings(state_dir=state_dir, driver="fake", options=options)
 

@@ -26,8 +26,9 @@ from kilonova.model.host import Host, HostReport, Inventory
 from kilonova.model.instance import Instance
 from kilonova.operations.cloud import Cloud
 from kilonova.services.placement.port import ProviderSummary
-from kilonova.settings import Settings, read_options
+from kilonova.settings import Settings
 from kilonova.testing.clock import VirtualClock
+from kilonova.testing.embedded import default_options
 from tests.conftest import db
 
 __all__ = ["db"]  # the fixture that has a database of each kind
@@ -125,7 +126,7 @@ class SmallCloud:
         self.placement = Providers()
         self.scheduler = View()
         self.numbers = 0
-        options = read_options(None)
+        options = default_options()
         options["DEFAULT"]["host"] = "controller"
         identities = Identities()
         absent: Any = None
