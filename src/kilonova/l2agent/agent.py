@@ -73,6 +73,7 @@ class L2Agent:
         self._untold: set[str] = set()  # networks of which their other hosts are to be told
         self._trunks: dict[str, int] = {}
         self._datapath: str | None = None
+        self._watched = asyncio.Event()  # the watch has its first connection
         self._adopted = False  # whether everything was once looked at without a failure
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -152,10 +153,14 @@ class L2Agent:
 
     async def _switch_answers(self) -> None:
         self._todo.add(*_FLOWS)
+        self._watched.set()
 
     # ---- the loop ----
 
     async def _run(self) -> None:
+        with contextlib.suppress(TimeoutError):  # or all would be looked at twice
+            async with asyncio.timeout(_HELLO):
+                await self._watched.wait()
         while True:
             keys = await self._todo.take(self._options.compare_interval)
             try:
@@ -169,7 +174,7 @@ class L2Agent:
                 self._todo.again(keys)
 
     async def _converge(self, keys: set[Key]) -> None:
-        everything = EVERYTHING in keys
+        everything = EVERYTHING in keys or _FLOWS in keys
         if _FLOWS in keys:
             await self._restore_flows()
         ports = {thing for kind, thing in keys if kind == "port"}
@@ -274,7 +279,6 @@ class L2Agent:
         Its flows may be back already, by a comparison that was late; nothing else is.
         """
         self._networks.mark_lost()
-        self._todo.everything()
         await self._flows.match_fragments()
         if await self._flows.has(flows.base_cookie()):
             return
