@@ -43,6 +43,13 @@ class Route:
         return self.since <= version <= self.until
 
 
+def server_action(name: str, handler: Handler, policy: str, body: type[Shape], success: int = 202) -> Route:
+    """An action of a server, whose policy its handler checks; ``policy`` is without ``os_compute_api:``."""
+    rule = f"os_compute_api:{policy}"
+    path = "/servers/{server_id}/action"
+    return Route("POST", path, handler, rule, action=name, body=body, success=success, late=True)
+
+
 class Leaf:
     """All routes of one path."""
 

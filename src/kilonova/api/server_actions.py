@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from kilonova.api.call import Call
-from kilonova.api.routes import Route
+from kilonova.api.routes import server_action
 from kilonova.api.schema import server_actions as schema
 from kilonova.api.server_found import host_of, in_tx, no_such_server, server_of, target_of
 from kilonova.db import instances
@@ -117,19 +117,13 @@ def _record(call: Call, tx: Tx, instance: Instance, action: str, event: str | No
     finished.record(tx, call.context, instance.uuid, action, call.cloud.clock.now(), event)
 
 
-def _action(name: str, handler: Any, policy: str, body: Any, success: int = 202) -> Route:
-    path = "/servers/{server_id}/action"
-    rule = f"os_compute_api:{policy}"
-    return Route("POST", path, handler, rule, action=name, body=body, success=success, late=True)
-
-
 ROUTES = (
-    _action("os-start", start, "servers:start", schema.Start),
-    _action("os-stop", stop, "servers:stop", schema.Stop),
-    _action("reboot", reboot, "servers:reboot", schema.Reboot),
-    _action("forceDelete", force_delete, "os-deferred-delete:force", schema.ForceDelete),
-    _action("os-getConsoleOutput", console_output, "os-console-output", schema.ConsoleOutput, 200),
-    _action("lock", lock, "os-lock-server:lock", schema.Lock),
-    _action("unlock", unlock, "os-lock-server:unlock", schema.Unlock),
-    _action("os-resetState", reset_state, "os-admin-actions:reset_state", schema.ResetState),
+    server_action("os-start", start, "servers:start", schema.Start),
+    server_action("os-stop", stop, "servers:stop", schema.Stop),
+    server_action("reboot", reboot, "servers:reboot", schema.Reboot),
+    server_action("forceDelete", force_delete, "os-deferred-delete:force", schema.ForceDelete),
+    server_action("os-getConsoleOutput", console_output, "os-console-output", schema.ConsoleOutput, 200),
+    server_action("lock", lock, "os-lock-server:lock", schema.Lock),
+    server_action("unlock", unlock, "os-lock-server:unlock", schema.Unlock),
+    server_action("os-resetState", reset_state, "os-admin-actions:reset_state", schema.ResetState),
 )

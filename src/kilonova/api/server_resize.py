@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kilonova.api.call import Call
-from kilonova.api.routes import Route
+from kilonova.api.routes import server_action
 from kilonova.api.schema import server_resize as schema
 from kilonova.api.server_found import server_of, target_of
 from kilonova.operations import confirm_resize as confirm_operation
@@ -51,15 +49,9 @@ async def revert(call: Call) -> None:
     await revert_operation.submit(call.cloud, call.context, instance.uuid)
 
 
-def _action(name: str, handler: Any, policy: str, body: Any, success: int = 202) -> Route:
-    path = "/servers/{server_id}/action"
-    rule = f"os_compute_api:{policy}"
-    return Route("POST", path, handler, rule, action=name, body=body, success=success, late=True)
-
-
 ROUTES = (
-    _action("resize", resize, "servers:resize", schema.Resize),
-    _action("migrate", migrate, "os-migrate-server:migrate", schema.Migrate),
-    _action("confirmResize", confirm, "servers:confirm_resize", schema.ConfirmResize, 204),
-    _action("revertResize", revert, "servers:revert_resize", schema.RevertResize),
+    server_action("resize", resize, "servers:resize", schema.Resize),
+    server_action("migrate", migrate, "os-migrate-server:migrate", schema.Migrate),
+    server_action("confirmResize", confirm, "servers:confirm_resize", schema.ConfirmResize, 204),
+    server_action("revertResize", revert, "servers:revert_resize", schema.RevertResize),
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import UNSET
 
 from kilonova.api.call import Call
-from kilonova.api.routes import Route
+from kilonova.api.routes import server_action
 from kilonova.api.schema import server_shelve as schema
 from kilonova.api.server_found import server_of, target_of
 from kilonova.operations import offload as offload_operation
@@ -42,14 +40,8 @@ async def unshelve(call: Call) -> None:
     await unshelve_operation.submit(call.cloud, call.context, instance.uuid, zone=zone, host=host)
 
 
-def _action(name: str, handler: Any, policy: str, body: Any) -> Route:
-    path = "/servers/{server_id}/action"
-    rule = f"os_compute_api:os-shelve:{policy}"
-    return Route("POST", path, handler, rule, action=name, body=body, success=202, late=True)
-
-
 ROUTES = (
-    _action("shelve", shelve, "shelve", schema.Shelve),
-    _action("shelveOffload", offload, "shelve_offload", schema.ShelveOffload),
-    _action("unshelve", unshelve, "unshelve", schema.Unshelve),
+    server_action("shelve", shelve, "os-shelve:shelve", schema.Shelve),
+    server_action("shelveOffload", offload, "os-shelve:shelve_offload", schema.ShelveOffload),
+    server_action("unshelve", unshelve, "os-shelve:unshelve", schema.Unshelve),
 )

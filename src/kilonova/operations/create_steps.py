@@ -140,11 +140,8 @@ async def _prepare(run: Run) -> Done:
 
 
 async def _resume(run: Run) -> Done:
-    instance = await instance_of(run)
-    assert instance.host is not None
-    async with another_if_down(run, instance.host):
-        observed = await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
-    await _works(run.cloud, instance.host)
+    host, observed = await host_steps.resumed(run)
+    await _works(run.cloud, host)
     changes: dict[str, Any] = {
         "observed": observed,
         "vm_state": Vm.ACTIVE,
@@ -152,7 +149,7 @@ async def _resume(run: Run) -> Done:
         "launched_at": run.cloud.clock.now(),
         "fault": None,
     }
-    return Done(host=instance.host, changes=changes)
+    return Done(host=host, changes=changes)
 
 
 async def _works(cloud: Cloud, host: str) -> None:

@@ -15,7 +15,7 @@ from kilonova.journal.model import DONE, Done, Kind, Operation, Run, Step, Store
 from kilonova.model.context import RequestContext
 from kilonova.model.instance import Instance
 from kilonova.model.states import Task
-from kilonova.operations import guards, shelved_image
+from kilonova.operations import guards, host_steps, shelved_image
 from kilonova.operations.attachments import free_volumes
 from kilonova.operations.begin import found
 from kilonova.operations.cloud import Cloud
@@ -96,16 +96,7 @@ async def _unplug(run: Run) -> Done:
 
 
 async def _discard(run: Run) -> Done:
-    instance = await instance_of(run)
-    host = instance.host
-    if host is None or run.output("destroy") == LEFT:
-        return DONE
-    return await undone_at(
-        run,
-        host,
-        lambda: agent_of(run, host).discard(command(run, "discard"), instance.uuid),
-        instance.vifs,
-    )
+    return DONE if run.output("destroy") == LEFT else await host_steps.discard(run)
 
 
 async def _free_ports(run: Run) -> Done:

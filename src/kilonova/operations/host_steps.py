@@ -9,6 +9,7 @@ from kilonova.journal.model import DONE, Done, Run, Wait
 from kilonova.model.states import Power
 from kilonova.operations.leftovers import another_if_down, undone_at
 from kilonova.operations.steps import agent_of, command, guest_of, instance_of, until_wired_at
+from kilonova.rpc.messages import Observed
 
 
 async def plug(run: Run) -> Done:
@@ -53,6 +54,14 @@ async def start(run: Run) -> Done:
     async with another_if_down(run, instance.host):
         observed = await agent_of(run, instance.host).start(command(run, "start"), guest, paused=True)
     return Done(host=instance.host, changes={"observed": observed})
+
+
+async def resumed(run: Run) -> tuple[str, Observed]:
+    """Let the guest go on, now that it is wired; the host, and what it has of the guest then."""
+    instance = await instance_of(run)
+    assert instance.host is not None
+    async with another_if_down(run, instance.host):
+        return instance.host, await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
 
 
 async def destroy(run: Run) -> Done:

@@ -21,8 +21,8 @@ from kilonova.operations.begin import taken
 from kilonova.operations.cloud import Cloud
 from kilonova.operations.offload import LEAVE_STEPS
 from kilonova.operations.snapshot_steps import check_host, drop_file, drop_image, make_file, upload
-from kilonova.operations.steps import agent_of, apply, command, host_of, idle_again, instance_of
-from kilonova.operations.stop import shutdown_timeout
+from kilonova.operations.steps import apply, host_of, idle_again, instance_of
+from kilonova.operations.stop import shut_down
 
 
 class ShelveParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,15 +68,8 @@ async def _image(run: Run) -> Done:
 
 async def _shut_down(run: Run) -> Done:
     instance = await instance_of(run)
-    assert instance.host is not None
-    observed = await agent_of(run, instance.host).shut_down(
-        command(run, "shut_down"),
-        instance.uuid,
-        timeout=shutdown_timeout(run.cloud, instance),
-        clean=instance.vm_state != Vm.PAUSED,  # who does not run hears no button
-    )
-    changes = {"observed": observed, "task_state": Task.SHELVING_IMAGE_PENDING_UPLOAD}
-    return Done(host=instance.host, changes=changes)
+    clean = instance.vm_state != Vm.PAUSED  # who does not run hears no button
+    return await shut_down(run, instance, clean=clean, task_state=Task.SHELVING_IMAGE_PENDING_UPLOAD)
 
 
 async def _snapshot(run: Run) -> Done:

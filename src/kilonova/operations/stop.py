@@ -40,17 +40,21 @@ def shutdown_timeout(cloud: Cloud, instance: Instance) -> float:
     return float(cloud.settings.number("shutdown_timeout"))
 
 
-async def _shut_down(run: Run) -> Done:
-    instance = await instance_of(run)
+async def shut_down(run: Run, instance: Instance, *, clean: bool, **changes: object) -> Done:
+    """The step ``shut_down`` of a server that is on a host; ``changes`` are those of its row."""
     assert instance.host is not None
     observed = await agent_of(run, instance.host).shut_down(
         command(run, "shut_down"),
         instance.uuid,
         timeout=shutdown_timeout(run.cloud, instance),
-        clean=run.params.clean,
+        clean=clean,
     )
-    changes = {"observed": observed, "vm_state": Vm.STOPPED, "task_state": None}
-    return Done(host=instance.host, changes=changes)
+    return Done(host=instance.host, changes={"observed": observed, **changes})
+
+
+async def _shut_down(run: Run) -> Done:
+    instance = await instance_of(run)
+    return await shut_down(run, instance, clean=run.params.clean, vm_state=Vm.STOPPED, task_state=None)
 
 
 STOP = Operation(

@@ -240,11 +240,8 @@ async def _prepare(run: Run) -> Done:
 
 
 async def _resume(run: Run) -> Done:
-    instance = await instance_of(run)
-    assert instance.host is not None
-    async with another_if_down(run, instance.host):
-        observed = await agent_of(run, instance.host).resume(command(run, "resume"), instance.uuid)
-    return _active(run, instance.host, observed=observed, launched_at=run.cloud.clock.now())
+    host, observed = await host_steps.resumed(run)
+    return _active(run, host, observed=observed, launched_at=run.cloud.clock.now())
 
 
 def _still_offloaded(tx: Tx, run: Run, error: StoredError) -> None:
