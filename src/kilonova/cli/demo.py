@@ -134,7 +134,7 @@ def boot_server(client: DemoClient, image_id: str, network_id: str) -> dict[str,
                 return dict(server)
             if server["status"] == "ERROR":
                 raise click.ClickException(f"{name} failed: {server['fault']['message']}")
-            time.sleep(0.1)  # noqa: TID251
+            time.sleep(0.1)
 
 
 def _show_server(client: DemoClient, server: dict[str, Any]) -> str:
@@ -155,7 +155,7 @@ def _follow_console(client: DemoClient, uuid: str) -> None:
         seen = max(len(lines) - 1, seen)
         if any(line.startswith("kn: ") and line.endswith(" ready") for line in lines):
             return
-        time.sleep(0.5)  # noqa: TID251
+        time.sleep(0.5)
     raise click.ClickException(f"The guest was not ready within {BOOT:.0f} s.")
 
 

@@ -59,7 +59,7 @@ def _end_process(state_dir: Path) -> None:
         if _pid_of(state_dir) is None:
             console.print(f"[green]✓[/] the cloud is stopped; its state stays in {state_dir}")
             return
-        time.sleep(0.1)  # noqa: TID251 - a program for people, not part of the service
+        time.sleep(0.1)
     raise click.ClickException(f"The cloud (pid {pid}) did not end within 10 seconds.")
 
 
@@ -74,7 +74,7 @@ def _shut_servers_down(client: DemoClient) -> None:
             while client.call("compute", "GET", f"/servers/{server['id']}")["server"]["status"] == "ACTIVE":
                 if time.monotonic() > until:
                     raise click.ClickException(f"{server['name']} did not stop within {SHUTDOWN:.0f} s.")
-                time.sleep(0.1)  # noqa: TID251
+                time.sleep(0.1)
         console.print(f"[green]✓[/] {server['name']} is off")
 
 
@@ -100,7 +100,7 @@ def ensure_cloud(state_dir: Path, driver: str, port_offset: int) -> None:
             if process.poll() is not None:
                 raise click.ClickException("The cloud did not start:\n" + "\n".join(lines[-10:]))
             status.update(f"starting the cloud: {lines[-1] if lines else '...'}")
-            time.sleep(0.1)  # noqa: TID251
+            time.sleep(0.1)
         else:
             raise click.ClickException(f"The cloud was not ready within {READY:.0f} s; see {output}.")
     console.print("[green]✓[/] the cloud is up")

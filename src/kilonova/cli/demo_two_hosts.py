@@ -104,7 +104,7 @@ def _port_of(admin: DemoClient, server: dict[str, Any]) -> str:
 
 def _pass(seconds: float) -> None:
     """Let the neighbour go on."""
-    time.sleep(seconds)  # noqa: TID251
+    time.sleep(seconds)
 
 
 def _station(admin: DemoClient, network_id: str, host: Host) -> Station:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, exists, false, or_, select, true
 
 from kilonova.db.engine import Tx
 from kilonova.db.images import DELETED, StoredImage, from_row
-from kilonova.db.json_columns import json_holds, json_maps
+from kilonova.db.json_columns import JsonHolds, JsonMaps
 from kilonova.db.keyset import OPERATORS, Keyset, Sort
 from kilonova.db.tables.image import image_members, images
 
@@ -54,8 +54,8 @@ def page(tx: Tx, query: ImageQuery) -> list[StoredImage]:
         conditions.append(images.c[name].in_(allowed))
     for each in query.comparisons:
         conditions.append(OPERATORS[each.operator](images.c[each.column], each.value))
-    conditions.extend(json_holds(images.c.tags, tag) for tag in query.tags)
-    conditions.extend(json_maps(images.c.properties, *item) for item in query.properties.items())
+    conditions.extend(JsonHolds(images.c.tags, tag) for tag in query.tags)
+    conditions.extend(JsonMaps(images.c.properties, *item) for item in query.properties.items())
     if query.marker is not None:
         conditions.append(_KEYSET.after(query.sorts, query.marker))
     order = _KEYSET.order(query.sorts)

@@ -29,7 +29,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from kilonova.db.engine import Row, Statement, Tx
-from kilonova.db.json_columns import json_holds, json_part
+from kilonova.db.json_columns import JsonHolds, JsonPart
 from kilonova.db.tables.compute import hosts, instances
 from kilonova.errors import NotFound
 
@@ -48,15 +48,15 @@ HOST_STATES = Statement(
 )
 
 
-class has_address(FunctionElement[bool]):  # noqa: N801
+class HasAddress(FunctionElement[bool]):
     """Whether one of the fixed addresses in ``vifs``, of an IP version, matches a regular expression."""
 
     type = Boolean()
     inherit_cache = True
 
 
-@compiles(has_address, "sqlite")
-def _address_on_sqlite(element: has_address, compiler: Any, **kw: Any) -> str:
+@compiles(HasAddress, "sqlite")
+def _address_on_sqlite(element: HasAddress, compiler: Any, **kw: Any) -> str:
     column, version, pattern = (compiler.process(each, **kw) for each in element.clauses)
     return (
         f"EXISTS (SELECT 1 FROM json_each({column}) AS vif,"  # noqa: S608 - compiled parts
@@ -66,8 +66,8 @@ def _address_on_sqlite(element: has_address, compiler: Any, **kw: Any) -> str:
     )
 
 
-@compiles(has_address, "postgresql")
-def _address_on_postgresql(element: has_address, compiler: Any, **kw: Any) -> str:
+@compiles(HasAddress, "postgresql")
+def _address_on_postgresql(element: HasAddress, compiler: Any, **kw: Any) -> str:
     column, version, pattern = (compiler.process(each, **kw) for each in element.clauses)
     return (
         f"EXISTS (SELECT 1 FROM json_array_elements(({column})::json) AS vif,"  # noqa: S608 - compiled parts
@@ -76,20 +76,20 @@ def _address_on_postgresql(element: has_address, compiler: Any, **kw: Any) -> st
     )
 
 
-class bytewise(FunctionElement[str]):  # noqa: N801
+class Bytewise(FunctionElement[str]):
     """A text that compares by its bytes, whatever the database's locale: as Python and other cells do."""
 
     type = Text()
     inherit_cache = True
 
 
-@compiles(bytewise, "sqlite")
-def _bytewise_on_sqlite(element: bytewise, compiler: Any, **kw: Any) -> str:
+@compiles(Bytewise, "sqlite")
+def _bytewise_on_sqlite(element: Bytewise, compiler: Any, **kw: Any) -> str:
     return str(compiler.process(next(iter(element.clauses)), **kw))
 
 
-@compiles(bytewise, "postgresql")
-def _bytewise_on_postgresql(element: bytewise, compiler: Any, **kw: Any) -> str:
+@compiles(Bytewise, "postgresql")
+def _bytewise_on_postgresql(element: Bytewise, compiler: Any, **kw: Any) -> str:
     return f'(({compiler.process(next(iter(element.clauses)), **kw)}) COLLATE "C")'
 
 
@@ -100,8 +100,8 @@ SORT_KEYS: dict[str, ColumnElement[Any]] = {
         else column
         for column in _t.columns
     },
-    "image_ref": func.coalesce(json_part(_t.c.image, literal("id")), ""),
-    "flavor": json_part(_t.c.flavor, literal("flavorid")),
+    "image_ref": func.coalesce(JsonPart(_t.c.image, literal("id")), ""),
+    "flavor": JsonPart(_t.c.flavor, literal("flavorid")),
 }
 
 Sort = tuple[tuple[str, bool], ...]
@@ -109,7 +109,7 @@ Sort = tuple[tuple[str, bool], ...]
 
 def _key(name: str, over_cells: bool) -> ColumnElement[Any]:
     key = SORT_KEYS[name]
-    return bytewise(key) if over_cells and isinstance(key.type, Text) else key
+    return Bytewise(key) if over_cells and isinstance(key.type, Text) else key
 
 
 def over_cells(sort: Sort) -> Sort:
@@ -204,13 +204,13 @@ def _states(*pairs: tuple[str, tuple[str, ...] | None]) -> ColumnElement[bool]:
 
 
 def _tags(every: bool, wanted: bool, *names: str) -> ColumnElement[bool]:
-    each = [json_holds(_t.c.tags, bindparam(name, type_=Text())) for name in names]
+    each = [JsonHolds(_t.c.tags, bindparam(name, type_=Text())) for name in names]
     found = and_(*each) if every else or_(*each)
     return found if wanted else not_(found)
 
 
 def _address(version: str, pattern: str) -> ColumnElement[bool]:
-    return has_address(_t.c.vifs, bindparam(version, type_=BigInteger()), bindparam(pattern, type_=Text()))
+    return HasAddress(_t.c.vifs, bindparam(version, type_=BigInteger()), bindparam(pattern, type_=Text()))
 
 
 _CLAUSES: dict[str, Callable[..., ColumnElement[bool]]] = {
@@ -223,7 +223,7 @@ _CLAUSES: dict[str, Callable[..., ColumnElement[bool]]] = {
     "at_least": lambda column, name: _of(column) >= bindparam(name),
     "at_most": lambda column, name: _of(column) <= bindparam(name),
     "states": _states,
-    "part": lambda column, part, name: json_part(_of(column), literal(part)) == bindparam(name),
+    "part": lambda column, part, name: JsonPart(_of(column), literal(part)) == bindparam(name),
     "tags": _tags,
     "address": _address,
     "nothing": lambda: literal(1) == literal(0),

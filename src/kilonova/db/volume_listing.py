@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ColumnElement, func, select
 
 from kilonova.db.engine import Tx
-from kilonova.db.json_columns import json_maps
+from kilonova.db.json_columns import JsonMaps
 from kilonova.db.keyset import OPERATORS, Keyset, Sort
 from kilonova.db.tables.volume import volumes
 from kilonova.db.volumes import DELETED, StoredVolume, from_row
@@ -67,7 +67,7 @@ def _conditions(query: VolumeQuery) -> list[ColumnElement[bool]]:
         conditions.append(c.project_id == query.project)
     conditions.extend(c[name] == value for name, value in query.equals.items())
     conditions.extend(c[name].contains(text, autoescape=True) for name, text in query.contains.items())
-    conditions.extend(json_maps(c.metadata, *item) for item in query.metadata.items())
-    conditions.extend(json_maps(c.image_metadata, *item) for item in query.image_metadata.items())
+    conditions.extend(JsonMaps(c.metadata, *item) for item in query.metadata.items())
+    conditions.extend(JsonMaps(c.image_metadata, *item) for item in query.image_metadata.items())
     conditions.extend(OPERATORS[op](c[name], moment) for name, op, moment in query.moments)
     return conditions

@@ -273,7 +273,7 @@ class Link:
     async def _flush(self, client: Client) -> None:
         """A cancellation counts also when the answer comes at the same moment: the library waits with
         ``asyncio.wait_for``, which in Python 3.11 forgets it then."""
-        await client.flush(self._silence)  # type: ignore[arg-type]
+        await client.flush(self._silence)  # type: ignore[arg-type]  # it asks for an int and takes any number
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
