@@ -22,6 +22,7 @@ from kilonova.testing.embedded import fake_driver, member, server, settled
 from tests.crash.generated import Case, Failure, whole_log
 from tests.crash.scenes import active
 from tests.crash.world import World, assert_sound, but, log_of, world
+from tests.unit.network.conftest import port_values
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -34,22 +35,7 @@ class Scene(msgspec.Struct, frozen=True):
 
 async def own_port(cloud: EmbeddedCloud, network: str) -> str:
     """A port that the user has made."""
-    values = {
-        "network_id": network,
-        "name": "mine",
-        "description": "",
-        "admin_state_up": True,
-        "mac_address": None,
-        "fixed_ips": None,
-        "security_groups": None,
-        "device_id": "",
-        "device_owner": "",
-        "port_security_enabled": None,
-        "allowed_pairs": (),
-        "host": "",
-        "profile": {},
-        "vnic_type": "normal",
-    }
+    values = port_values(network)
     return (await cloud.network.write(lambda work: create_port(work, member(cloud), dict(values)))).id
 
 

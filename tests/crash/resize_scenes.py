@@ -186,6 +186,13 @@ def bound(scene: Scene, step_name: str) -> bool:
 
 
 FAILING = [(name, step) for name, step in STEPS if not bound(SCENES[name], step)]
+WAYS_BACK = [
+    (name, step, after)
+    for name, step in FAILING
+    for after in (False, True)
+    if not (after and SCENES[name].operation.step(step).kind is Kind.PIVOT)
+]
+"""Where an operation turns back: before a step or after it, but not after its pivot."""
 REPEATED = [(name, step) for name, step in STEPS if bound(SCENES[name], step)]
 
 

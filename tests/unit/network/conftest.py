@@ -92,3 +92,24 @@ async def cloud(db: Database) -> AsyncIterator[Cloud]:
     made = Cloud(db)
     yield made
     await made.service.close()
+
+
+def port_values(network_id: str, **more: Any) -> dict[str, Any]:
+    """What a user who asks for a port and nothing special gives to ``create_port``."""
+    return {
+        "network_id": network_id,
+        "name": "mine",
+        "description": "",
+        "admin_state_up": True,
+        "mac_address": None,
+        "fixed_ips": None,
+        "security_groups": None,
+        "device_id": "",
+        "device_owner": "",
+        "port_security_enabled": None,
+        "allowed_pairs": (),
+        "host": "",
+        "profile": {},
+        "vnic_type": "normal",
+        **more,
+    }

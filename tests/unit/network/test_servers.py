@@ -20,27 +20,7 @@ from kilonova.services.network.first_start import first_start
 from kilonova.services.network.groups import create_group
 from kilonova.services.network.networks import delete_network
 from kilonova.services.network.ports import create_port, delete_port, update_port
-from tests.unit.network.conftest import ADMIN, ALICE, BOB, Cloud
-
-
-def port_values(network_id: str, **more: Any) -> dict[str, Any]:
-    return {
-        "network_id": network_id,
-        "name": "mine",
-        "description": "",
-        "admin_state_up": True,
-        "mac_address": None,
-        "fixed_ips": None,
-        "security_groups": None,
-        "device_id": "",
-        "device_owner": "",
-        "port_security_enabled": None,
-        "allowed_pairs": (),
-        "host": "",
-        "profile": {},
-        "vnic_type": "normal",
-        **more,
-    }
+from tests.unit.network.conftest import ADMIN, ALICE, BOB, Cloud, port_values
 
 
 async def count(cloud: Cloud, table: Any) -> int:
